@@ -1,0 +1,1 @@
+"""Materials: example types, readers, recognition of formats, writers."""

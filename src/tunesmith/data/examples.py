@@ -1,0 +1,72 @@
+"""What there is to learn from: one row of any data set, in one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+ROLES: tuple[str, ...] = get_args(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row came from: the file as the user named it and its 1-based physical line (or row number)."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        """Return `file, line n`."""
+        return f"{self.file}, line {self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """An assistant's call of a function; `arguments` is the JSON text exactly as written."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    `weight` is OpenAI's per-message weight: 0 keeps an assistant's turn out of the loss, None and 1 leave it in.
+    """
+
+    role: Role
+    content: str | None = None
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    weight: int | None = None
+
+    @property
+    def is_learnt(self) -> bool:
+        """Whether training learns this turn's words."""
+        return self.role == "assistant" and self.weight != 0
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages in order, with the tools that the assistant may call (OpenAI's `tools` objects)."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    place: Place | None = field(default=None, compare=False)
+
+    @property
+    def prompt(self) -> Conversation:
+        """The conversation up to, without, its last assistant turn: what a model is asked in evaluation."""
+        last = max(i for i, message in enumerate(self.messages) if message.role == "assistant")
+        return Conversation(self.messages[:last], self.tools, self.place)
+
+    @property
+    def reference(self) -> str:
+        """The words of the last assistant turn: what a good answer looks like."""
+        reply = next(message for message in reversed(self.messages) if message.role == "assistant")
+        return reply.content or ""

@@ -1,0 +1,126 @@
+"""The error tree. Every message says what is wrong, where, and how to fix it.
+
+    TunesmithError            exit code 1: an internal fault
+    ├── UserError             exit code 2: the user's input
+    │   ├── SpecError         a setting that can't be
+    │   ├── DataError         a row, a file, a data set
+    │   ├── ModelError        a base, an adapter, a model version
+    │   ├── RunError          a run that can't be resumed, found or started
+    │   ├── RequestError      a request to the server or the generator
+    │   └── StorageError      a disk that is full, a folder that can't be written
+    └── GateError             exit code 3: a gate said no
+
+Doors (`cli`, `rest`) show the same facts in their own form; no other code formats errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class TunesmithError(Exception):
+    """Something went wrong, told in words that help.
+
+    Args:
+        message: what is wrong, a whole sentence.
+        where: the place: a file and line, a field's path, a model's name.
+        fix: what to do about it.
+        code: a stable word for programs (`invalid_encoding`, `disk_full`).
+        param: the field of a request or spec that is to blame, dotted.
+        problems: further problems of the same input, one line each.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        fix: str | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        problems: tuple[str, ...] = (),
+    ) -> None:
+        """Keep the facts; `str(error)` is the message with its place."""
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.fix = fix
+        self.code = code
+        self.param = param
+        self.problems = problems
+
+    def __str__(self) -> str:
+        """Return place and message in one line."""
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class UserError(TunesmithError):
+    """The user's input is to blame; it can be mended."""
+
+    exit_code = 2
+
+
+class SpecError(UserError):
+    """A setting is unknown, out of its limits, or contradicts another."""
+
+
+class DataError(UserError):
+    """A file, a row or a data set can't be used as it is."""
+
+
+class ModelError(UserError):
+    """A base, an adapter or a model version can't be found or used."""
+
+
+class RunError(UserError):
+    """A run can't be found, started or resumed."""
+
+
+class RequestError(UserError):
+    """A request for answers can't be met as it was written."""
+
+
+class StorageError(UserError):
+    """A file can't be written: the disk is full or the folder refuses."""
+
+
+class GateError(TunesmithError):
+    """A gate that the user set said no."""
+
+    exit_code = 3
+
+
+#: `OSError.errno` values that a person can mend (permissions, space, read-only mounts).
+_DISK_FULL = {28, 122}  # ENOSPC, EDQUOT
+_REFUSED = {1, 13, 30}  # EPERM, EACCES, EROFS
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into a `StorageError`.
+
+    Raises:
+        StorageError: the disk is full (`code="disk_full"`) or the folder can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise StorageError(
+                "The disk is full.",
+                where=str(path),
+                fix="Free some space, or set TUNESMITH_HOME to a folder on a larger disk, and run the command again.",
+                code="disk_full",
+            ) from error
+        if error.errno in _REFUSED:
+            raise StorageError(
+                "This folder can't be written.",
+                where=str(path),
+                fix="Check its permissions, or set TUNESMITH_HOME to a folder of your own.",
+                code="not_writable",
+            ) from error
+        raise

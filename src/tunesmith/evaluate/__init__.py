@@ -1,0 +1,1 @@
+"""Lifecycle: arms, statistics, verdict and report: the proof that tuning helped."""

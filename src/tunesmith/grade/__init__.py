@@ -1,0 +1,1 @@
+"""Engine: graders: one answer in, one score out."""

@@ -1,0 +1,1 @@
+"""Engine: the numerical core of training: token trees, attention over them, losses, optimisers."""

@@ -1,0 +1,1 @@
+"""Materials: finding and loading a base, adapters, model versions on disk."""

@@ -1,0 +1,1 @@
+"""Lifecycle: collect, check and split data before training."""

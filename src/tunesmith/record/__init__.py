@@ -1,0 +1,1 @@
+"""Record: the folders under TUNESMITH_HOME; files, events and metrics, atomic and durable."""

@@ -1,0 +1,1 @@
+"""Door: OpenAI's HTTP API. Translation only."""

@@ -1,0 +1,1 @@
+"""Runs: what happens because of a spec; the run folder, resume, registration."""

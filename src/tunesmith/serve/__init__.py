@@ -1,0 +1,1 @@
+"""Lifecycle: answering prompts with loaded models."""

@@ -1,0 +1,80 @@
+"""What every spec is: frozen, closed to unknown keys, explained field by field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tunesmith.errors import SpecError, storage_errors
+
+
+class Spec(BaseModel):
+    """A group of settings. Unknown keys are refused, values never change after creation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], *, where: str | None = None) -> Self:
+        """Build the spec from plain values.
+
+        Raises:
+            SpecError: naming the first wrong field by its dotted path, and listing the others.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise spec_error(error, where=where) from error
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Read the spec from a YAML file.
+
+        Raises:
+            SpecError: the file is missing, isn't YAML, or holds a wrong setting.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise SpecError("There is no such spec file.", where=str(path), fix="Check the path.") from error
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise SpecError(
+                f"This spec file can't be read as YAML: {error}", where=str(path), fix="Mend the file."
+            ) from error
+        if not isinstance(values, dict):
+            raise SpecError("A spec file holds settings by name.", where=str(path), fix="Start it with `base: ...`.")
+        return cls.parse(values, where=str(path))
+
+    def to_yaml(self) -> str:
+        """Return the complete spec as YAML, every default spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def write_yaml(self, path: Path) -> None:
+        """Write the complete spec to `path`.
+
+        Raises:
+            StorageError: the file can't be written.
+        """
+        with storage_errors(path):
+            path.write_text(self.to_yaml(), encoding="utf-8")
+
+
+def spec_error(error: ValidationError, *, where: str | None = None) -> SpecError:
+    """Turn pydantic's findings into one `SpecError`: the first finding as the message, the rest as problems."""
+    found = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"])
+        value = item.get("input")
+        shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool) else ""
+        found.append((path, f"{item['msg']}{shown}."))
+    path, message = found[0]
+    return SpecError(
+        f"{path}: {message}" if path else message,
+        where=where,
+        fix="`tunesmith tune --help` and docs/reference/spec.md list every setting with its limits.",
+        code="invalid_spec",
+        param=path or None,
+        problems=tuple(f"{p}: {m}" for p, m in found[1:]),
+    )

@@ -1,0 +1,160 @@
+"""`TuneSpec`: everything that a training run is asked for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from tunesmith.specs.base import Spec
+
+#: A value that the run resolves from the data's size; the resolved number is shown and kept in the run folder.
+Auto = Literal["auto"]
+
+
+class DataSpec(Spec):
+    """Which rows to learn from, and how they are read, checked and split."""
+
+    path: str = Field(description="A file (JSONL, JSON, CSV, Parquet, each also .gz) with the rows to learn from.")
+    format: Literal["auto", "chat", "prompt_completion", "alpaca", "sharegpt", "columns"] = Field(
+        "auto", description="The rows' form. `auto` recognises it and says why; `columns` uses `mapping`."
+    )
+    mapping: dict[Literal["input", "output", "system"], str] = Field(
+        default_factory=dict, description="For `columns`: which column is the input, the output, the system prompt."
+    )
+    system: str | None = Field(
+        None, description="A system prompt put before every row that has none of its own."
+    )
+    validation_path: str | None = Field(
+        None, description="A file of rows for validation. Without it, rows are set aside from `path`."
+    )
+    test_path: str | None = Field(
+        None, description="A file of rows for the final test. Without it, rows are set aside from `path`."
+    )
+    validation_fraction: float = Field(
+        0.1, ge=0.0, le=0.5, description="Share of the rows set aside for validation during training."
+    )
+    test_fraction: float = Field(0.1, ge=0.0, le=0.5, description="Share of the rows locked away for the final test.")
+    max_validation_rows: int = Field(200, ge=1, description="At most this many rows are set aside for validation.")
+    max_test_rows: int = Field(200, ge=1, description="At most this many rows are locked away for the test.")
+    max_train_rows: int | None = Field(
+        None, ge=1, description="Learn from at most this many rows, chosen by the split's stable hash."
+    )
+    near_duplicate_similarity: float = Field(
+        0.8,
+        gt=0.0,
+        le=1.0,
+        description="Rows whose prompts' word shingles are at least this alike (Jaccard) are never on both sides of the split.",
+    )
+    too_long: Literal["drop", "cut", "error"] = Field(
+        "drop", description="What happens to a row longer than `limits.max_tokens`: dropped, cut at the end, refused."
+    )
+    on_problem: Literal["error", "drop"] = Field(
+        "error", description="What happens to broken rows: refuse the file, or drop them, counted and listed."
+    )
+
+
+class SftSpec(Spec):
+    """Supervised fine-tuning: learn the assistant's words."""
+
+    kind: Literal["sft"] = Field("sft", description="The method: `sft`.")
+
+
+class LoraSpec(Spec):
+    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685)."""
+
+    kind: Literal["lora"] = Field("lora", description="The adapter: `lora`.")
+    rank: int = Field(16, ge=1, le=1024, description="Width of the adapter. Wider can learn more, needs more memory.")
+    alpha: float = Field(32.0, gt=0, description="Scale of the adapter; its output is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the adapter's inputs dropped in training.")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="Names of the linear layers to adapt, or `all-linear` (all but the output layer)."
+    )
+
+
+class OptimisationSpec(Spec):
+    """How the weights move: AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with warm-up and decay."""
+
+    learning_rate: Auto | Annotated[float, Field(gt=0, le=1)] = Field(
+        "auto", description="The highest step size. `auto` resolves it from the adapter and the number of steps."
+    )
+    batch_size: Auto | Annotated[int, Field(ge=1, le=65536)] = Field(
+        "auto", description="Rows in one optimiser step. `auto` resolves it from the number of rows."
+    )
+    epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
+        "auto", description="Passes over the training rows. `auto` resolves it from the number of rows."
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rate falls after warm-up: to zero in a line, along a cosine, not at all."
+    )
+    warmup_fraction: float = Field(0.05, ge=0.0, le=0.9, description="Share of the steps in which the rate rises.")
+    weight_decay: float = Field(0.0, ge=0.0, le=10.0, description="AdamW's decoupled weight decay.")
+    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW's decay of the gradient's running mean.")
+    beta2: float = Field(0.999, ge=0.0, lt=1.0, description="AdamW's decay of the squared gradient's running mean.")
+    max_gradient_norm: float = Field(1.0, gt=0.0, description="Gradients longer than this are scaled down to it.")
+    validate_every_steps: Auto | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="Optimiser steps between two measurements of the validation loss."
+    )
+    patience: int = Field(
+        3, ge=0, description="Stop after this many validations without a better loss; 0 never stops early."
+    )
+
+
+class EvaluationSpec(Spec):
+    """How the result is proved on the locked test rows."""
+
+    measure: Literal["auto", "json", "label", "text"] = Field(
+        "auto",
+        description="`json`: exact object match and field F1; `label`: accuracy and macro F1; `text`: chrF and ROUGE-L; "
+        "`auto` chooses from the training rows' answers.",
+    )
+    compare_base: bool = Field(True, description="Measure the untuned base on the same rows.")
+    max_output_tokens: Auto | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="Longest answer allowed in evaluation. `auto`: from the longest reference answer."
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the confidence intervals.")
+    batch_size: int = Field(32, ge=1, le=1024, description="Answers generated side by side.")
+
+
+class LimitsSpec(Spec):
+    """Bounds on tokens and arithmetic."""
+
+    max_tokens: Auto | Annotated[int, Field(ge=8)] = Field(
+        "auto", description="Longest row in tokens. `auto`: what the base can take, at most 4,096."
+    )
+    tokens_per_microbatch: Auto | Annotated[int, Field(ge=8)] = Field(
+        "auto", description="Tokens computed in one forward pass; changes memory and speed, never the result."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Number format of the base's weights and activations. `auto`: bfloat16 where it is fast."
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="How many of the newest checkpoints are kept, besides the best.")
+
+
+class TuneSpec(Spec):
+    """What a training run is asked for: complete, hashable, replayable."""
+
+    base: str = Field(
+        "smollm2-135m", description="The model to start from: an embedded name, a folder, a .gguf file, a Hub id."
+    )
+    data: DataSpec = Field(description="The rows to learn from.")
+    name: str | None = Field(
+        None, min_length=1, max_length=64, description="A short name for the result, used in its `ft:` name."
+    )
+    method: SftSpec = Field(default_factory=SftSpec, description="How to learn.")
+    adapter: LoraSpec = Field(default_factory=LoraSpec, description="What is trained.")
+    optimisation: OptimisationSpec = Field(default_factory=OptimisationSpec, description="How the weights move.")
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="How the result is proved.")
+    limits: LimitsSpec = Field(default_factory=LimitsSpec, description="Bounds on tokens and arithmetic.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of everything random: order, initial adapter, dropout.")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_plain(cls, name: str | None) -> str | None:
+        """Lower-case and hyphenate as OpenAI's suffixes are; refuse what can't be part of a model name."""
+        if name is None:
+            return None
+        plain = name.lower().replace("_", "-").replace(" ", "-")
+        if not all(c.isascii() and (c.isalnum() or c in "-.") for c in plain) or not plain.strip("-."):
+            raise ValueError("a name holds letters, digits, '-' and '.'")
+        return plain

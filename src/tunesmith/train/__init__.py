@@ -1,0 +1,1 @@
+"""Lifecycle: one training loop, one file per method."""
