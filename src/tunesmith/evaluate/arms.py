@@ -19,6 +19,9 @@ from tunesmith.data.examples import Conversation, Message
 #: Examples are chosen among at most this many rows (the choice compares all pairs).
 _CANDIDATES = 300
 
+#: How much a long example costs: its gain is divided by its length to this power.
+_LENGTH_COST = 0.3
+
 _INSTRUCTIONS = ("system", "developer")
 
 
@@ -99,9 +102,9 @@ def choose_examples(
     """Choose training rows to show in a prompt: short ones that together look like all the others.
 
     Only rows that can be shown as plain turns are eligible: user and assistant take turns, from a user's turn to an
-    assistant's, without tool calls. Among the shorter half of these, rows are taken greedily so that each row is as
-    similar as can be to one of the chosen (facility location; Lin & Bilmes 2011, "A class of submodular functions for
-    document summarization", P11-1052). No randomness: the same rows give the same choice.
+    assistant's, without tool calls. Among them, rows are taken greedily so that each row is as similar as can be to one
+    of the chosen, at little cost in length (facility location with cost-scaled gains; Lin & Bilmes 2011, "A class of
+    submodular functions for document summarization", P11-1052). No randomness: the same rows give the same choice.
 
     Args:
         rows: training rows; never pass test rows.
@@ -111,23 +114,21 @@ def choose_examples(
     Returns:
         At most `count` rows in the order of choice; fewer, or none, when not enough are eligible.
     """
-    eligible = sorted((len(_shown_text(row)), i) for i, row in enumerate(rows) if _is_plain(row))
-    short = [i for length, i in eligible if length <= max_characters][: max(count, (len(eligible) + 1) // 2)]
-    if not short or count < 1:
+    eligible = [row for row in rows if _is_plain(row) and len(_shown_text(row)) <= max_characters]
+    thinned = min(len(eligible), _CANDIDATES)
+    candidates = [eligible[i * len(eligible) // thinned] for i in range(thinned)]
+    if not candidates or count < 1:
         return ()
-    stride = max(1, -(-len(short) // _CANDIDATES))
-    candidates = [rows[i] for i in sorted(short)[::stride]]
-    if len(candidates) < count:
-        candidates = [rows[i] for i in sorted(short)][: max(count, _CANDIDATES)]
     # Replies weigh as much as prompts: examples should show every kind of answer, not only every kind of question.
     asked = [_shown_text(candidate.prompt) for candidate in candidates]
     replies = [candidate.reference for candidate in candidates]
     alike = process.cdist(asked, asked, scorer=fuzz.token_sort_ratio, dtype=np.float32)
     alike = alike + process.cdist(replies, replies, scorer=fuzz.ratio, dtype=np.float32)
+    lengths = np.array([len(_shown_text(candidate)) for candidate in candidates], dtype=np.float32)
     chosen: list[int] = []
     covered = np.zeros(len(candidates), dtype=np.float32)
     for _ in range(min(count, len(candidates))):
-        gains = np.maximum(alike, covered).sum(axis=1)
+        gains = np.maximum(alike - covered, 0).sum(axis=1) / (1.0 + lengths) ** _LENGTH_COST
         gains[chosen] = -np.inf
         best = int(gains.argmax())
         chosen.append(best)

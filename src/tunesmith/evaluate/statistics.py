@@ -197,7 +197,7 @@ def paired_test(
     moved = differences[differences != 0]
     binary = is_binary(baseline, candidate)
     method = "exact McNemar test" if binary else "sign-flip permutation test"
-    if len(moved) == 0:
+    if len(moved) < 2:  # one row that moved could as well have moved the other way
         return Test(1.0, method)
     if binary:
         return Test(float(stats.binomtest(int((moved > 0).sum()), len(moved)).pvalue), method)
