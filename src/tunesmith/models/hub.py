@@ -1,0 +1,124 @@
+"""Bases from the Hugging Face Hub: safetensors only, at one pinned revision, and quick to give up without a network."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE, is_offline_mode
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of whichever client the Hub uses
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from tunesmith.errors import ModelError, storage_errors
+from tunesmith.models.folder import check_folder
+from tunesmith.models.quiet import quiet_libraries
+
+#: `org/name`, or `org/name@revision` with a branch, tag or commit.
+HUB_ID = re.compile(r"^(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?$")
+
+_WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+_TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A model of the Hub on this machine: its folder in the Hub's own cache, and its commit."""
+
+    folder: Path
+    revision: str
+
+
+def hub_snapshot(name: str) -> Snapshot:
+    """Return a model of the Hub, from the local cache if it is there whole, else downloaded.
+
+    `HF_HUB_OFFLINE`, `HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` mean what they mean for the `hf` command.
+
+    Args:
+        name: `org/name` or `org/name@revision`.
+
+    Raises:
+        ModelError: there is no such model, it is gated, it has no safetensors, or there is no network.
+        StorageError: the disk is full.
+    """
+    match = HUB_ID.match(name)
+    if match is None:
+        raise ModelError("A Hub id looks like org/name or org/name@revision.", where=name, code="model_not_found")
+    repository, revision = match["id"], match["revision"]
+    cached = _cached(repository, revision)
+    if cached is not None:
+        return cached
+    if is_offline_mode():
+        raise _unreachable(repository, "HF_HUB_OFFLINE is set, and the model isn't in the local cache.")
+    return _download(repository, revision)
+
+
+def _cached(repository: str, revision: str | None) -> Snapshot | None:
+    """Return the snapshot in the local cache, or None if it isn't there or isn't whole."""
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        check_folder(folder)
+    except (LocalEntryNotFoundError, ModelError):
+        # An incomplete one is completed, or refused for good, after a download.
+        return None
+    return Snapshot(folder, folder.name)
+
+
+def _download(repository: str, revision: str | None) -> Snapshot:
+    """Ask for the model's commit, then download that.
+
+    Raises:
+        ModelError: see `hub_snapshot`.
+        StorageError: the disk is full.
+    """
+    try:
+        info = HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS)
+        files = [sibling.rfilename for sibling in info.siblings or ()]
+        if not any(file.endswith(".safetensors") for file in files):
+            raise ModelError(
+                "This model has no *.safetensors files; other formats aren't read because they can run code.",
+                where=repository,
+                fix="Choose a model with safetensors, or download its .gguf file and give that as the base.",
+                code="pickled_weights",
+            )
+        with quiet_libraries(), storage_errors(Path(HF_HUB_CACHE)):
+            folder = snapshot_download(
+                repository, revision=info.sha, allow_patterns=list(_WANTED), etag_timeout=_TIMEOUT_SECONDS
+            )
+    except GatedRepoError as error:
+        raise ModelError(
+            "This model is gated: its owner asks you to accept a licence first.",
+            where=repository,
+            fix=f"Accept it at https://huggingface.co/{repository}, then run `hf auth login`.",
+            code="gated_model",
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ModelError(
+            "The Hub has no such model or revision, or it is private.",
+            where=repository if revision is None else f"{repository}@{revision}",
+            fix="Check the spelling at https://huggingface.co/models; for a private model run `hf auth login`.",
+            code="model_not_found",
+        ) from error
+    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise _unreachable(repository, "The Hub can't be reached, and the model isn't in the local cache.") from error
+    return Snapshot(Path(folder), Path(folder).name)
+
+
+def _unreachable(repository: str, message: str) -> ModelError:
+    """Return the error that says how to get the model by hand."""
+    folder = "./" + repository.split("/")[1]
+    return ModelError(
+        message,
+        where=repository,
+        fix=f"On a machine with network: `hf download {repository} --local-dir {folder}`; "
+        f"bring the folder here and use `--base {folder}`.",
+        code="hub_unreachable",
+    )

@@ -1,0 +1,99 @@
+"""From what a user calls a model to files on this machine."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tunesmith.errors import ModelError
+from tunesmith.models.embedded import EMBEDDED, embedded_file
+from tunesmith.models.folder import check_folder, fingerprint
+from tunesmith.models.gguf import convert_gguf
+from tunesmith.models.hub import HUB_ID, hub_snapshot
+from tunesmith.record.home import Home
+
+_SHORT_NAME_LENGTH = 40
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSource:
+    """A base on this machine.
+
+    Attributes:
+        name: what names it again later: an embedded name, a Hub id with its revision, or an absolute path.
+        folder: config, tokenizer and safetensors.
+        origin: where it came from.
+        sha256: identifies the content: of the GGUF file, or the folder's fingerprint.
+        short_name: a plain word for `ft:` names, such as `smollm2-135m`.
+        revision: the Hub's commit.
+    """
+
+    name: str
+    folder: Path
+    origin: Literal["embedded", "folder", "gguf", "hub"]
+    sha256: str
+    short_name: str
+    revision: str | None = None
+
+
+def resolve_base(name: str, home: Home) -> BaseSource:
+    """Find a base by an embedded name, a folder, a `.gguf` file or a Hub id, and make it ready to load.
+
+    Raises:
+        ModelError: there is no such base, or it can't be used; the message says why and what to do.
+        StorageError: a conversion or download doesn't fit on the disk.
+    """
+    if name in EMBEDDED:
+        converted = convert_gguf(embedded_file(EMBEDDED[name]), home.bases, name)
+        return BaseSource(name, converted.folder, "embedded", converted.sha256, name)
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        path = path.absolute()
+        converted = convert_gguf(path, home.bases, short_name(path.stem))
+        return BaseSource(str(path), converted.folder, "gguf", converted.sha256, short_name(path.stem))
+    if path.is_dir():
+        path = path.resolve()
+        check_folder(path)
+        return BaseSource(str(path), path, "folder", fingerprint(path), short_name(path.name))
+    # `./model` and `models/` can only be meant as folders; `org/name` can be either.
+    if path.exists() or name.startswith((".", "/", "~", "\\")) or name.endswith("/"):
+        raise ModelError(
+            "This is neither a model folder nor a .gguf file." if path.exists() else "There is no such folder.",
+            where=name,
+            fix="Give a folder with config.json, the tokenizer's files and *.safetensors, or a .gguf file.",
+            code="model_not_found",
+        )
+    if HUB_ID.match(name):
+        snapshot = hub_snapshot(name)
+        check_folder(snapshot.folder)
+        repository = name.partition("@")[0]
+        return BaseSource(
+            name=f"{repository}@{snapshot.revision}",
+            folder=snapshot.folder,
+            origin="hub",
+            sha256=fingerprint(snapshot.folder),
+            short_name=short_name(repository.partition("/")[2]),
+            revision=snapshot.revision,
+        )
+    raise unknown_name(name, list(EMBEDDED))
+
+
+def unknown_name(name: str, known: list[str], kind: str = "base") -> ModelError:
+    """Return the error for a word that names no model, with the nearest names that do."""
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    guess = f"Did you mean {' or '.join(near)}? " if near else ""
+    return ModelError(
+        f"There is no {kind} called '{name}'.",
+        where=name,
+        fix=f"{guess}Known names: {', '.join(known)}. A folder, a .gguf file or a Hub id (org/name) works too.",
+        code="model_not_found",
+    )
+
+
+def short_name(text: str) -> str:
+    """Return `text` as a word that can be part of an `ft:` name: lower case, digits, `.` and `-`."""
+    plain = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    return plain[:_SHORT_NAME_LENGTH].strip("-.") or "model"
