@@ -12,14 +12,18 @@ ROLES: tuple[str, ...] = get_args(Role)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row came from: the file as the user named it and its 1-based physical line (or row number)."""
+    """Where a row came from: the file as the user named it and its 1-based physical line.
+
+    Rows of Parquet files and JSON arrays have no line of their own; they are counted (`unit="row"`), from 1.
+    """
 
     file: str
     line: int
+    unit: Literal["line", "row"] = "line"
 
     def __str__(self) -> str:
-        """Return `file, line n`."""
-        return f"{self.file}, line {self.line}"
+        """Return `file, line n` or `file, row n`."""
+        return f"{self.file}, {self.unit} {self.line}"
 
 
 @dataclass(frozen=True, slots=True)

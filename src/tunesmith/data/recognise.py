@@ -1,0 +1,178 @@
+"""Say in which form the rows of a file are, and why."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tunesmith.data.rows import Row
+from tunesmith.errors import DataError
+
+Format = Literal["chat", "prompt_completion", "alpaca", "sharegpt", "columns"]
+
+#: How many rows are looked at.
+SAMPLE_ROWS = 100
+CONVERSATION_KEYS = ("conversations", "conversation", "messages")
+
+_WHAT = {
+    "chat": "`messages`, a list of {role, content}",
+    "sharegpt": "`conversations`, a list of {from, value} turns",
+    "prompt_completion": "`prompt` and `completion`",
+    "alpaca": "`instruction` and `output`",
+}
+_USED = {
+    "chat": {"messages", "tools", "functions", "parallel_tool_calls"},
+    "sharegpt": {*CONVERSATION_KEYS, "system", "tools"},
+    "prompt_completion": {"prompt", "completion", "tools"},
+    "alpaca": {"instruction", "input", "output", "system"},
+}
+#: Likely names of columns, the likeliest first.
+_INPUTS = (
+    "question", "input", "inputs", "text", "prompt", "query", "instruction", "sentence", "message", "utterance",
+    "user", "context", "document", "article", "source", "request", "statement", "review", "title",
+)  # fmt: skip
+_OUTPUTS = (
+    "answer", "output", "completion", "response", "label", "category", "intent", "target", "reply", "sql", "summary",
+    "slots", "chosen", "result", "class", "final_decision", "assistant", "translation", "sentiment",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Recognition:
+    """The form of a file's rows.
+
+    `reason` says in words why; `columns` are those of the first rows in order of appearance; `mapping` (for
+    `columns`) names the columns of the input, the output and perhaps the system prompt.
+    """
+
+    format: Format
+    reason: str
+    columns: tuple[str, ...]
+    mapping: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def unused_columns(self) -> tuple[str, ...]:
+        """The columns that nothing is learnt from."""
+        used = set(self.mapping.values()) if self.format == "columns" else _USED[self.format]
+        return tuple(column for column in self.columns if column not in used)
+
+
+def recognise(
+    rows: Sequence[Row], *, file: str, format: str = "auto", mapping: Mapping[Any, str] | None = None
+) -> Recognition:
+    """Return the form of `rows` (the file's first ones, at least one).
+
+    A `mapping` or a `format` other than `auto` decides; else the form that most rows have. Rows that don't have it are
+    refused one by one later, when they are converted.
+
+    Raises:
+        DataError: no form fits (`unrecognised_format`), or the mapping names a column that isn't there or lacks
+            `input` or `output` (`bad_mapping`).
+    """
+    sample = rows[:SAMPLE_ROWS]
+    columns = tuple(dict.fromkeys(column for row in sample for column in row.values))
+    if mapping or format == "columns":
+        return _mapped(columns, dict(mapping or {}), file, format)
+    fits = [form for row in sample for form in [form_of(row.values)] if form is not None]
+    if format in _WHAT:
+        fitting = fits.count(format)  # type: ignore[arg-type]
+        return Recognition(format, f"the spec says `{format}`; {_share(fitting, len(sample))} it", columns)  # type: ignore[arg-type]
+    best = max(dict.fromkeys(fits), key=fits.count, default=None)
+    if best is None or fits.count(best) * 2 <= len(sample):
+        raise _unrecognised(columns, sample, file)
+    return Recognition(best, f"{_share(fits.count(best), len(sample))} {_WHAT[best]}", columns)
+
+
+def form_of(values: Mapping[str, Any]) -> Format | None:
+    """Return the form that one row has, judged by its columns, or None."""
+    for key in CONVERSATION_KEYS:
+        turns = values.get(key)
+        if isinstance(turns, list) and turns and isinstance(turns[0], dict):
+            if "from" in turns[0] or "value" in turns[0]:
+                return "sharegpt"
+            if key != "messages" and "role" in turns[0]:
+                return "sharegpt"
+    if "messages" in values:
+        return "chat"
+    if "prompt" in values and "completion" in values:
+        return "prompt_completion"
+    if "instruction" in values and "output" in values:
+        return "alpaca"
+    return None
+
+
+def _share(fitting: int, total: int) -> str:
+    if fitting < total:
+        return f"{fitting} of the first {total} rows have"
+    return f"every one of the first {total} rows has" if total > 1 else "the only row has"
+
+
+def _mapped(columns: tuple[str, ...], mapping: dict[str, str], file: str, format: str) -> Recognition:
+    if format not in ("auto", "columns"):
+        raise DataError(
+            f"A mapping of columns and the form {format!r} contradict each other.",
+            where=file,
+            fix="Leave out --map, or set data.format to `columns`.",
+            code="bad_mapping",
+            param="data.mapping",
+        )
+    missing = [part for part in ("input", "output") if part not in mapping]
+    if missing:
+        raise DataError(
+            f"The mapping doesn't say which column is the {' and which the '.join(missing)}. "
+            f"The columns are {_listed(columns)}.",
+            where=file,
+            fix=_map_command(columns, file, mapping),
+            code="bad_mapping",
+            param="data.mapping",
+        )
+    for part, column in mapping.items():
+        if column not in columns:
+            near = difflib.get_close_matches(column, columns, n=1)
+            raise DataError(
+                f"There is no column {column!r} for the {part}. The columns are {_listed(columns)}.",
+                where=file,
+                fix=f"Write --map {part}={near[0]}." if near else _map_command(columns, file, {}),
+                code="bad_mapping",
+                param=f"data.mapping.{part}",
+            )
+    reason = f"the mapping says that `{mapping['input']}` is the input and `{mapping['output']}` the output"
+    return Recognition("columns", reason, columns, mapping)
+
+
+def _unrecognised(columns: tuple[str, ...], sample: Sequence[Row], file: str) -> DataError:
+    known = "Recognised are chat `messages`, `prompt`/`completion`, Alpaca and ShareGPT."
+    if {"chosen", "rejected"} <= set(columns) or "preferred_output" in columns:
+        known = "These look like preference pairs, and supervised tuning learns one answer a row."
+    return DataError(
+        f"The rows' form isn't known. The columns are {_listed(columns)}. {known}",
+        where=str(sample[0].place),
+        fix=_map_command(columns, file, {}),
+        code="unrecognised_format",
+        param="data.format",
+    )
+
+
+def _map_command(columns: tuple[str, ...], file: str, mapping: Mapping[str, str]) -> str:
+    """Return the command to try, with the likeliest columns filled in."""
+    by_name = {column.lower(): column for column in reversed(columns)}
+    output = mapping.get("output") or next((by_name[name] for name in _OUTPUTS if name in by_name), None)
+    free = [column for column in columns if column != output]
+    source = mapping.get("input") or next((by_name[n] for n in _INPUTS if by_name.get(n) in free), None)
+    if output is None and source is not None and len(columns) == 2:
+        output = next(column for column in columns if column != source)
+    if source is None and output is not None and len(columns) == 2:
+        source = free[0]
+    maps = " ".join(
+        f"--map {shlex.quote(f'{part}={column}')}" if column else f"--map {part}=COLUMN"
+        for part, column in (("input", source), ("output", output))
+    )
+    return f"Say which columns to learn from: tunesmith tune {shlex.quote(file)} {maps}"
+
+
+def _listed(columns: tuple[str, ...]) -> str:
+    shown = ", ".join(f"`{column}`" for column in columns[:20])
+    return f"{shown} and {len(columns) - 20} more" if len(columns) > 20 else shown or "none"
