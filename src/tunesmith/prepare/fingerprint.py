@@ -1,0 +1,71 @@
+"""Stable hashes and normalised words of conversations: what identity and likeness are measured by."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from tunesmith.data.examples import Conversation
+from tunesmith.data.writers import chat_message, chat_row
+
+# Chinese, Japanese, Korean and Thai write without spaces: there, each character counts as a word.
+_SPACELESS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_WORD = re.compile(rf"[{_SPACELESS}]|(?:(?![{_SPACELESS}])\w)+")
+
+
+def row_hash(conversation: Conversation) -> str:
+    """Return the SHA-256 (hex) of the whole row as canonical JSON; the place doesn't count."""
+    return _sha256(chat_row(conversation))
+
+
+def prompt_hash(conversation: Conversation) -> str:
+    """Return the SHA-256 (hex) of everything before the last assistant turn, to the letter."""
+    return _sha256(chat_row(conversation.prompt))
+
+
+def answer_text(conversation: Conversation) -> str:
+    """Return the last assistant turn as text, tool calls as JSON."""
+    reply = next(message for message in reversed(conversation.messages) if message.role == "assistant")
+    if not reply.tool_calls:
+        return reply.content or ""
+    return json.dumps(chat_message(reply), ensure_ascii=False, sort_keys=True)
+
+
+def content_hash(splits: Iterable[tuple[str, Iterable[Conversation]]]) -> str:
+    """Return the SHA-256 (hex) of named splits of rows, independent of the rows' order."""
+    lines = sorted(f"{name}:{row_hash(row)}" for name, rows in splits for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def user_words(conversation: Conversation) -> tuple[str, ...]:
+    """Return the normalised words of all user turns; of all turns before the reply where no user speaks."""
+    texts = [message.content or "" for message in conversation.messages if message.role == "user"]
+    return words_of("\n".join(texts)) if texts else prompt_words(conversation)
+
+
+def prompt_words(conversation: Conversation) -> tuple[str, ...]:
+    """Return the normalised words of everything before the last assistant turn."""
+    return words_of("\n".join(message.content or "" for message in conversation.prompt.messages))
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Return the words of a text, whatever its case, punctuation, spacing and Unicode form; digits stay.
+
+    A text without words (an emoji, "?!") is one word: itself.
+    """
+    plain = unicodedata.normalize("NFKC", text).casefold().replace("'", "").replace("’", "")
+    words = tuple(_WORD.findall(plain))
+    return words or ((plain.strip(),) if plain.strip() else ())
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder() -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(_encoder().encode(value).encode()).hexdigest()

@@ -1,0 +1,88 @@
+"""`PreparedData`: checked, split rows, and everything that was found out about them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.data.examples import Conversation
+from tunesmith.data.recognise import Recognition
+from tunesmith.errors import DataError
+from tunesmith.prepare.findings import Dropped, Finding
+from tunesmith.prepare.fingerprint import content_hash
+
+#: Fewer rows than this aren't learnt from (as OpenAI's service has it).
+MIN_ROWS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """What training, validation and the final test work on.
+
+    `rows_read` counts the rows of all files: each is in `train`, `validation`, `test` or `dropped` (duplicates have the
+    code `duplicate`), or is one of the `left_out` rows beyond `max_train_rows`.
+    """
+
+    recognition: Recognition
+    train: tuple[Conversation, ...]
+    validation: tuple[Conversation, ...]
+    test: tuple[Conversation, ...]
+    rows_read: int
+    dropped: tuple[Dropped, ...] = ()
+    left_out: int = 0
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Conversation, ...]:
+        """All rows in use: train, validation, test."""
+        return self.train + self.validation + self.test
+
+    @property
+    def duplicates(self) -> tuple[Dropped, ...]:
+        """The rows dropped because an earlier row is exactly the same."""
+        return tuple(row for row in self.dropped if row.code == "duplicate")
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) over the rows and their sides, whatever their order."""
+        return content_hash((("train", self.train), ("validation", self.validation), ("test", self.test)))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the counts as plain data: the `data` object of `tune --json`."""
+        return {
+            "format": self.recognition.format,
+            "reason": self.recognition.reason,
+            "rows": self.rows_read,
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "test": len(self.test),
+            "dropped": len(self.dropped),
+            "dropped_by_code": dict(Counter(row.code for row in self.dropped).most_common()),
+            "duplicates": len(self.duplicates),
+            "left_out": self.left_out,
+            "findings": [
+                {"code": finding.code, "message": finding.message, "count": finding.count} for finding in self.findings
+            ],
+            "content_hash": self.content_hash,
+        }
+
+
+def refuse_too_few(usable: int, dropped: Sequence[Dropped], where: str) -> None:
+    """Refuse a data set that is too small.
+
+    Raises:
+        DataError: `too_few_examples`, when fewer than `MIN_ROWS` rows are usable.
+    """
+    if usable >= MIN_ROWS:
+        return
+    raise DataError(
+        f"{usable} usable {'row is' if usable == 1 else 'rows are'} too few to learn from: at least {MIN_ROWS} are "
+        f"needed, some hundreds are better{f' ({len(dropped):,} were dropped)' if dropped else ''}.",
+        where=where,
+        fix="Add examples." if not dropped else "Add examples, or mend the rows that were dropped.",
+        code="too_few_examples",
+        param="data.path",
+        problems=tuple(f"{row.place}: dropped: {row.reason}" for row in dropped[:20]),
+    )
