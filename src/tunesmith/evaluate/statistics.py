@@ -227,7 +227,7 @@ def rows_needed(
         return None
     deviation = max(float(differences.std()), abs(mean))
     reach = float(stats.norm.ppf(0.5 + confidence / 2) + stats.norm.ppf(power))
-    return max(len(differences) + 1, math.ceil((reach * deviation / mean) ** 2))
+    return math.ceil((reach * deviation / mean) ** 2)
 
 
 def _differences(baseline: Sequence[float], candidate: Sequence[float]) -> Floats:

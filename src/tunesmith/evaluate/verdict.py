@@ -128,7 +128,8 @@ def _evidence_wanted(difference: Difference) -> str:
         return "not enough evidence of any difference"
     if difference.rows_needed > _MANY_ROWS:
         return f"not enough evidence, and more than {_MANY_ROWS:,} test rows would be needed to tell"
-    return f"not enough evidence yet, it would take about {_round_up(difference.rows_needed):,} test rows to tell"
+    rows = _round_up(max(difference.rows_needed, difference.rows + 1))
+    return f"not enough evidence yet, it would take about {rows:,} test rows to tell"
 
 
 def _round_up(rows: int) -> int:
