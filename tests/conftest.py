@@ -1,0 +1,55 @@
+"""What all tests share: a home of their own, tiny models, and the embedded base converted once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Read by huggingface_hub when it is imported; a test never waits for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An empty home of this test's own, also for processes that the test starts."""
+    from tunesmith.record.home import Home
+
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
+    return Home.from_environment()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that returns the folder of a family's tiny model, made once in a session. Don't write into it."""
+    from tiny_models import save_tiny_model
+
+    folders: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in folders:
+            folders[family] = save_tiny_model(family, tmp_path_factory.mktemp("tiny") / f"tiny-{family}")
+        return folders[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_home(request: pytest.FixtureRequest):
+    """A home with the embedded base converted already; kept in pytest's cache, so only the first session converts."""
+    from tunesmith.models.resolve import resolve_base
+    from tunesmith.record.home import Home
+
+    home = Home(Path(request.config.cache.mkdir("tunesmith-home")))
+    resolve_base("smollm2-135m", home)
+    return home
+
+
+@pytest.fixture
+def home_with_base(home, embedded_home):
+    """An empty home of this test's own that shares the converted embedded base."""
+    home.root.mkdir(parents=True, exist_ok=True)
+    (home.root / "bases").symlink_to(embedded_home.bases, target_is_directory=True)
+    return home
