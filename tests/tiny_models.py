@@ -2,10 +2,10 @@
 
     folder = save_tiny_model("qwen3", tmp_path / "base")
 
-Weights are seeded and float32; the tokenizer is a real byte-level BPE with the family's special tokens; the chat template
-is the family's own. Each family keeps the traits that trip up training code: fused projections (phi3), biases (qwen2),
-norms of queries and keys (qwen3), sliding windows (mistral, gemma3), tied embeddings, a tokenizer that adds a start token
-of its own to every text (llama, mistral, gemma3), special tokens that swallow the white space after them (phi3).
+Weights are seeded and float32; the tokenizer is a real byte-level BPE with the family's special tokens; the chat
+template is the family's own. Each family keeps the traits that trip up training code: fused projections (phi3), biases
+(qwen2), norms of queries and keys (qwen3), sliding windows (mistral, gemma3), tied embeddings, a tokenizer that puts a
+start token before every text (llama, mistral, gemma3), special tokens that swallow the white space after them (phi3).
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def chat_template(family: str) -> str:
 
 @functools.cache
 def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of some 400 tokens with the family's special tokens and chat template. Shared: don't change it."""
+    """A byte-level BPE of some 400 tokens with the family's special tokens and chat template. Don't change it."""
     facts = FAMILIES[family]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
