@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -187,6 +189,11 @@ def test_every_arm_answers_every_row(tmp_path: Path) -> None:
     report = report_of(rows, ["{}"] * 2, ["{}"] * 2, Measure("json", ""))
     with pytest.raises(ValueError, match="one answer for each row"):
         write_report(tmp_path, Report("t", "now", report.verdict, report.arms, rows[:1]))
+
+
+def test_proof_needs_no_torch() -> None:
+    check = "import tunesmith.evaluate.report, tunesmith.evaluate.arms, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 def test_curves_take_the_page_colours_and_repeat() -> None:

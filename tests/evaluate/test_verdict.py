@@ -72,7 +72,8 @@ def test_ship() -> None:
     verdict = decide(labelled("tuned", 172), [labelled("the base", 4), labelled("the base with its best prompt", 24)])
     assert verdict.kind == "ship"
     assert verdict.sentence == (
-        "The tuned model gets 86 % of 200 unseen rows right (81 to 90 %), the base with its best prompt 12 %: ship it."
+        "The tuned model gets 86 % of 200 unseen rows right (81 to 90 %), "
+        "against 12 % for the base with its best prompt: ship it."
     )
     assert verdict.difference is not None
     assert verdict.difference.better == 148
@@ -114,6 +115,11 @@ def test_equal_arms_ask_for_nothing() -> None:
 def test_better_but_bad_is_said() -> None:
     reasons = decide(labelled("tuned", 60), [labelled("the base", 2)]).reasons
     assert any("wrong more often than right" in reason for reason in reasons)
+
+
+def test_nearly_all_is_not_all() -> None:
+    assert "99.5 % of 200" in decide(labelled("tuned", 199), [labelled("the base", 1)]).sentence
+    assert "against 0 %" in decide(labelled("tuned", 200), [labelled("the base", 0)]).sentence
 
 
 def test_nothing_to_compare_with() -> None:

@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 #: A value at an optimiser step.
 Point = tuple[int, float]
@@ -73,7 +73,7 @@ def draw_curves(curves: Curves) -> str | None:
     if rate:
         panels[1][0].plot(*zip(*rate, strict=True), color=_RATE, linewidth=1.6)
         panels[1][0].set_ylabel("learning rate")
-        panels[1][0].yaxis.set_major_formatter(EngFormatter(sep=""))
+        panels[1][0].yaxis.set_major_formatter("{x:g}")
         panels[1][0].set_ylim(bottom=0)
     for (axes,) in panels:
         _dress(axes)

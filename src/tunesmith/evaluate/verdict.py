@@ -76,7 +76,7 @@ def decide(tuned: ArmResult, untuned: Sequence[ArmResult], *, confidence: float 
     best = max(untuned, key=lambda arm: arm.score.value)
     difference = compare(best, tuned, confidence=confidence, seed=seed)
     kind = _kind(best, difference)
-    facts = f"The tuned model {_achieves(tuned)}, {best.name} {_short_score(best)}"
+    facts = f"The tuned model {_achieves(tuned)}, against {_short_score(best)} for {best.name}"
     endings = {
         "ship": "ship it",
         "dont_ship": f"don't ship it, {best.name} is better",
@@ -89,7 +89,11 @@ def decide(tuned: ArmResult, untuned: Sequence[ArmResult], *, confidence: float 
 
 def show_score(value: float, arm: ArmResult) -> str:
     """Return a primary score as people read it: `86 %` for shares of rows, `45.1` for graded scores (times 100)."""
-    return f"{100 * value:.0f} %" if arm.measure.is_binary else f"{100 * value:.1f}"
+    if not arm.measure.is_binary:
+        return f"{100 * value:.1f}"
+    # 199 of 200 aren't 100 %, and 1 of 300 isn't 0 %.
+    digits = 1 if (value < 0.005 and value > 0.0) or 0.995 <= value < 1.0 else 0
+    return f"{100 * value:.{digits}f} %"
 
 
 def _kind(best: ArmResult, difference: Difference) -> VerdictKind:
@@ -141,8 +145,9 @@ def _round_up(rows: int) -> int:
 def _difference_reason(difference: Difference) -> str:
     """Say the paired difference with its bounds and its test."""
     low, high, mean = (100 * value for value in (difference.low, difference.high, difference.difference))
+    is_better = f"{abs(mean):.1f} points {'better' if mean > 0 else 'worse'} than" if mean else "exactly as good as"
     return (
-        f"On the same rows, the tuned model is {mean:+.1f} points from {difference.baseline} "
+        f"On the same rows, the tuned model is {is_better} {difference.baseline} "
         f"({100 * difference.confidence:.0f} % interval {low:+.1f} to {high:+.1f}, p = {_show_p(difference.p_value)}; "
         f"{difference.better:,} rows better, {difference.worse:,} worse)."
     )
