@@ -13,6 +13,7 @@ from tunesmith.models.embedded import EMBEDDED, embedded_file
 from tunesmith.models.folder import check_folder, fingerprint
 from tunesmith.models.gguf import convert_gguf
 from tunesmith.models.hub import HUB_ID, hub_snapshot
+from tunesmith.models.versions import ModelVersion, find_version, list_versions
 from tunesmith.record.home import Home
 
 _SHORT_NAME_LENGTH = 40
@@ -37,6 +38,14 @@ class BaseSource:
     sha256: str
     short_name: str
     revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A base, and the tuned version on top of it if one was named."""
+
+    base: BaseSource
+    version: ModelVersion | None
 
 
 def resolve_base(name: str, home: Home) -> BaseSource:
@@ -78,11 +87,43 @@ def resolve_base(name: str, home: Home) -> BaseSource:
             short_name=short_name(repository.partition("/")[2]),
             revision=snapshot.revision,
         )
-    raise unknown_name(name, list(EMBEDDED))
+    raise _unknown_name(name, list(EMBEDDED), "base")
 
 
-def unknown_name(name: str, known: list[str], kind: str = "base") -> ModelError:
+def resolve_model(name: str, home: Home) -> ResolvedModel:
+    """Find a tuned model or a base, wherever either may be given.
+
+    An embedded base's name comes first, then tuned models (id, `ft:` name, label, start of any), then bases.
+
+    Raises:
+        ModelError: there is no such model, or a tuned model's base isn't the one that it was tuned from.
+        StorageError: a conversion or download doesn't fit on the disk.
+    """
+    if name in EMBEDDED:
+        return ResolvedModel(resolve_base(name, home), None)
+    try:
+        version = find_version(name, home)
+    except ModelError as error:
+        is_other_kind = "/" in name or name.lower().endswith(".gguf") or Path(name).is_dir()
+        if error.code == "model_not_found" and not name.startswith("ft:"):
+            if is_other_kind:
+                return ResolvedModel(resolve_base(name, home), None)
+            raise _unknown_name(name, [*(v.label for v in list_versions(home)), *EMBEDDED], "model") from error
+        raise
+    base = resolve_base(version.made.base, home)
+    if base.sha256 != version.made.base_sha256:
+        raise ModelError(
+            f"The base of this model has changed since it was tuned: {version.made.base}.",
+            where=version.name,
+            fix="Bring back the base that it was tuned from, or tune it again.",
+            code="base_changed",
+        )
+    return ResolvedModel(base, version)
+
+
+def _unknown_name(name: str, known: list[str], kind: str) -> ModelError:
     """Return the error for a word that names no model, with the nearest names that do."""
+    known = list(dict.fromkeys(known))
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     guess = f"Did you mean {' or '.join(near)}? " if near else ""
     return ModelError(

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -64,7 +64,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, *, if_exists: Literal["error", "keep"] = "error") -> Iterator[Path]:
+def new_folder(
+    path: Path,
+    *,
+    if_exists: Literal["error", "keep"] = "error",
+    rename_to: Callable[[], Path] | None = None,
+) -> Iterator[Path]:
     """Yield an empty folder to fill; it gets its final name only when the block ends well.
 
     All its files are forced to the disk first. If the block fails, nothing remains.
@@ -73,6 +78,7 @@ def new_folder(path: Path, *, if_exists: Literal["error", "keep"] = "error") -> 
         path: the final name.
         if_exists: what to do when a folder of that name is there already, or another process finishes first:
             `error`, or `keep` theirs and drop ours (for content that is the same whoever writes it).
+        rename_to: gives the final name after the block, in the same parent, where it depends on the content.
 
     Raises:
         StorageError: the disk is full, the place can't be written, or (`error`) the folder exists.
@@ -85,15 +91,16 @@ def new_folder(path: Path, *, if_exists: Literal["error", "keep"] = "error") -> 
         try:
             yield part
             _sync_tree(part)
+            final = path if rename_to is None else rename_to()
             try:
-                part.rename(path)
+                part.rename(final)
             except OSError as error:
-                if not path.is_dir():
+                if not final.is_dir():
                     raise
                 if if_exists == "error":
                     raise StorageError(
                         "This folder exists already.",
-                        where=str(path),
+                        where=str(final),
                         fix="Delete it or choose another name.",
                         code="already_exists",
                     ) from error

@@ -1,0 +1,84 @@
+"""The model card: what a tuned model is, for people who find its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_LICENCES = {"smollm2-135m": "Apache-2.0"}
+
+
+def model_card(name: str, base: str, label: str, summary: Mapping[str, Any]) -> str:
+    """Return the card in Markdown.
+
+    Args:
+        name: the `ft:` name.
+        base: what it was tuned from.
+        label: the user's name for it.
+        summary: `data`, `train`, `evaluation` and `verdict` as `tune --json` shows them; what is absent is left out.
+    """
+    parts = [
+        f"# {label}",
+        f"""`{name}` is an adapter for the base model `{base}`, tuned with Tunesmith.
+It is in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`.""",
+        _table("Data", ("rows", "train", "validation", "test", "dropped"), summary.get("data")),
+        _table("Training", ("rows", "tokens", "seconds", "steps", "loss"), summary.get("train")),
+        _results(summary.get("evaluation")),
+        f"Verdict: {summary['verdict']}" if isinstance(summary.get("verdict"), str) else "",
+        _usage(name),
+        _licence(base),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(title: str, keys: tuple[str, ...], values: Any) -> str:
+    """Return a section with one row for each key that has a value."""
+    if not isinstance(values, Mapping):
+        return ""
+    rows = [f"| {key} | {_shown(values[key])} |" for key in keys if values.get(key) is not None]
+    return "\n".join([f"## {title}\n", "| | |", "|---|---|", *rows]) if rows else ""
+
+
+def _results(evaluation: Any) -> str:
+    """Return the section that sets the tuned model beside its base, on test rows that neither has seen."""
+    if not isinstance(evaluation, Mapping):
+        return ""
+    rows = []
+    for arm in ("base", "tuned"):
+        scores = evaluation.get(arm)
+        if isinstance(scores, Mapping):
+            rows.append(f"| {arm} | " + " | ".join(_shown(scores.get(key)) for key in ("score", "low", "high")) + " |")
+    measure, count = evaluation.get("measure", "score"), _shown(evaluation.get("rows"))
+    head = ["## Results\n", f"Measured on {count} test rows that training never saw.\n"]
+    return "\n".join([*head, f"| model | {measure} | low | high |", "|---|---|---|---|", *rows]) if rows else ""
+
+
+def _usage(name: str) -> str:
+    """Return the section that shows how to call the model."""
+    return f"""## Use
+
+Start `tunesmith serve`, then:
+
+```python
+from openai import OpenAI
+
+client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+answer = client.chat.completions.create(model="{name}", messages=[{{"role": "user", "content": "..."}}])
+print(answer.choices[0].message.content)
+```
+
+Or in the terminal: `tunesmith chat {name}`."""
+
+
+def _licence(base: str) -> str:
+    """Return the note on licences."""
+    known = _LICENCES.get(base)
+    base_note = f"The base is under {known}." if known else "The base's own licence holds for its weights."
+    return f"## Licence\n\n{base_note} The adapter also carries traces of its training data, whose terms you know best."
+
+
+def _shown(value: Any) -> str:
+    """Return a number as people read it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else "–" if value is None else str(value)
