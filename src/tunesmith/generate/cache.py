@@ -1,0 +1,156 @@
+"""Keys and values of the requests in flight, one slot a request, kept after it ends for prompts that begin alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Capacities and masks are multiples of this, so that a row's sums are split alike whatever else is in the batch.
+_BLOCK_TOKENS = 64
+
+
+class SlotCache:
+    """For each layer, keys and values of shape (slots, key heads, capacity, head size); grows as needed."""
+
+    def __init__(self) -> None:
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        self.slots = 0
+        self.capacity_tokens = 0
+
+    def reserve(self, slots: int, tokens: int) -> None:
+        """Make room for at least `slots` requests of `tokens` tokens, what is stored kept."""
+        if slots <= self.slots and tokens <= self.capacity_tokens:
+            return
+        slots = max(slots, self.slots)
+        tokens = max(-(-tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS, self.capacity_tokens)
+        for store in (self._keys, self._values):
+            for layer, old in store.items():
+                new = old.new_zeros(slots, old.shape[1], tokens, old.shape[3])
+                new[: old.shape[0], :, : old.shape[2]] = old
+                store[layer] = new
+        self.slots, self.capacity_tokens = slots, tokens
+
+    def write(self, layer: int, slots: Tensor, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store keys and values (key heads, N, head size) of N tokens at their slots and positions (N,)."""
+        for store, new in ((self._keys, key), (self._values, value)):
+            if layer not in store:
+                heads, _, size = new.shape
+                store[layer] = new.new_zeros(self.slots, heads, self.capacity_tokens, size)
+            store[layer][slots, :, positions] = new.transpose(0, 1)
+
+    def view(self, layer: int, slots: slice, tokens: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values of some slots, of their first `tokens` positions, without a copy."""
+        return self._keys[layer][slots, :, :tokens], self._values[layer][slots, :, :tokens]
+
+    def copy_prefix(self, source: int, target: int, tokens: int) -> None:
+        """Copy the first `tokens` positions of one slot to another."""
+        for store in (self._keys, self._values):
+            for stored in store.values():
+                stored[target, :, :tokens] = stored[source, :, :tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of one prompt in the flat batch: `length` tokens from flat index `start`, first at `position`."""
+
+    slot: int
+    start: int
+    length: int
+    position: int
+
+
+class StepLayout:
+    """The `Layout` (see `models.attention`) of one step: one new token of each decoding slot, then prompt chunks.
+
+    The flat batch holds the decoding slots' tokens first, in the order of `decoding`, then the chunks'.
+    """
+
+    def __init__(self, cache: SlotCache, decoding: Sequence[tuple[int, int]], chunks: Sequence[Chunk]) -> None:
+        """Take (slot, position) of each decoding token, and the chunks."""
+        self._cache = cache
+        self._decoding = len(decoding)
+        self._chunks = chunks
+        spread = [(c.slot, c.position + i) for c in chunks for i in range(c.length)]
+        where = torch.tensor([*decoding, *spread], dtype=torch.long)
+        self._slots, self.positions = where[:, 0], where[:, 1]
+        self._rows = 1 + max((slot for slot, _ in decoding), default=-1)
+        self._is_whole = [slot for slot, _ in decoding] == list(range(self._rows))
+        longest = 1 + max((position for _, position in decoding), default=0)
+        self._keys = _padded(longest, cache)
+        # Position of each row's token; rows that decode nothing see their first key alone and are thrown away.
+        self._last = torch.zeros(self._rows, dtype=torch.long)
+        self._last[self._slots[: self._decoding]] = self.positions[: self._decoding]
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        window_tokens: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """See `Layout.attend`; B is 1 and T the number of tokens in this step."""
+        self._cache.write(layer, self._slots, self.positions, key[0], value[0])
+        parts = []
+        if self._decoding:
+            parts.append(self._decode(layer, query[0, :, : self._decoding], scale, window_tokens, softcap))
+        for chunk in self._chunks:
+            parts.append(self._prefill(layer, query[0], chunk, scale, window_tokens, softcap))
+        return torch.cat(parts, dim=0).unsqueeze(0)
+
+    def _decode(
+        self, layer: int, query: Tensor, scale: float, window_tokens: int | None, softcap: float | None
+    ) -> Tensor:
+        """Map (H, decoding, D) to (decoding, H, D)."""
+        keys, values = self._cache.view(layer, slice(0, self._rows), self._keys)
+        slots = self._slots[: self._decoding]
+        q = query.transpose(0, 1)
+        if not self._is_whole:
+            q = q.new_zeros(self._rows, *q.shape[1:]).index_copy_(0, slots, q)
+        q = q.reshape(self._rows, keys.shape[1], -1, q.shape[-1])
+        index = torch.arange(self._keys)
+        seen = index <= self._last[:, None]
+        if window_tokens is not None:
+            seen &= index > self._last[:, None] - window_tokens
+        out = _attention(q, keys, values, seen[:, None, None], scale, softcap).flatten(1, 2)
+        return out if self._is_whole else out.index_select(0, slots)
+
+    def _prefill(
+        self, layer: int, query: Tensor, chunk: Chunk, scale: float, window_tokens: int | None, softcap: float | None
+    ) -> Tensor:
+        """Map one chunk of (H, N, D) to (length, H, D)."""
+        end = chunk.position + chunk.length
+        keys, values = self._cache.view(layer, slice(chunk.slot, chunk.slot + 1), _padded(end, self._cache))
+        heads, size = query.shape[0], query.shape[-1]
+        q = query[:, chunk.start : chunk.start + chunk.length].reshape(1, keys.shape[1], -1, size)
+        own = torch.arange(chunk.position, end)[:, None]
+        index = torch.arange(keys.shape[2])
+        seen = index <= own
+        if window_tokens is not None:
+            seen &= index > own - window_tokens
+        seen = seen.repeat(heads // keys.shape[1], 1)
+        out = _attention(q, keys, values, seen, scale, softcap)
+        return out.view(heads, chunk.length, size).transpose(0, 1)
+
+
+def _padded(tokens: int, cache: SlotCache) -> int:
+    return min(-(-tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS, cache.capacity_tokens)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, softcap: float | None
+) -> Tensor:
+    """Attend with queries (B, K, Q, D) to keys and values (B, K, T, D) where `seen` (broadcast to (B, K, Q, T))."""
+    scores = torch.matmul(q, k.transpose(-1, -2))
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(scale)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap).mul_(softcap)
+    scores.masked_fill_(~seen, float("-inf"))
+    return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)

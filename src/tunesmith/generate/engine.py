@@ -1,0 +1,325 @@
+"""The generator: continuous batching over one loaded model.
+
+Requests join and leave at any step. A step computes one new token of every request in flight together with a bounded
+piece of the prompts that wait, in one forward pass over a flat batch. A prompt that begins like one that a slot still
+holds copies that beginning's keys and values instead of computing them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tunesmith.chat.renderer import ChatRenderer
+from tunesmith.errors import RequestError
+from tunesmith.generate.cache import Chunk, SlotCache, StepLayout
+from tunesmith.generate.completion import Completion, FinishReason, TokenLogprob
+from tunesmith.generate.request import Delta, Request
+from tunesmith.generate.sampling import Choice, Sampler
+from tunesmith.generate.text import TextStream
+from tunesmith.models.attention import use_layout_attention
+from tunesmith.models.load import LoadedModel
+from tunesmith.models.projection import Projection
+
+#: A prompt that would find this many more of its tokens computed in the next step waits for it.
+_WORTH_WAITING_TOKENS = 32
+
+
+@dataclass
+class _Slot:
+    """What one slot of the cache holds: tokens whose keys and values are (or are about to be) stored."""
+
+    tokens: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    computed: int = 0
+    active: _Active | None = None
+
+
+@dataclass
+class _Active:
+    """A request in flight."""
+
+    request_id: int
+    request: Request
+    sampler: Sampler
+    stream: TextStream
+    started: float
+    limit_tokens: int
+    generated: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    waiting_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+class Engine:
+    """Decodes with one model. One thread at a time may use it.
+
+    With temperature 0 an answer doesn't depend on what else is in the batch, as far as the machine's matrix products
+    give a row the same result in any batch (bfloat16 on CPUs with AVX-512 does; elsewhere to rounding).
+
+    Args:
+        loaded: the model; its attention is switched to this engine's.
+        renderer: decodes tokens and knows which ones end a turn.
+        max_batch: requests computed side by side.
+        max_cache_tokens: bound on the tokens held in the cache, all slots together.
+        max_prefill_tokens: prompt tokens computed in one step at most.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        renderer: ChatRenderer,
+        *,
+        max_batch: int = 32,
+        max_cache_tokens: int = 131_072,
+        max_prefill_tokens: int = 1024,
+    ) -> None:
+        use_layout_attention(loaded.model)
+        self.renderer = renderer
+        self._model = loaded.model
+        self._device = loaded.device
+        self._context_tokens = loaded.context_tokens
+        self._projection = Projection.of(loaded.model)
+        self._max_batch = max_batch
+        self._max_cache_tokens = max_cache_tokens
+        self._max_prefill_tokens = max_prefill_tokens
+        self._cache = SlotCache()
+        self._slots: list[_Slot] = []
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._ids = itertools.count()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or is in flight."""
+        return bool(self._waiting) or any(slot.active for slot in self._slots)
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that can't be answered.
+
+        Raises:
+            RequestError: the prompt is empty or longer than the model's context, or more than one answer is asked.
+        """
+        count = len(request.prompt_ids)
+        if count == 0:
+            raise RequestError("The prompt is empty.", fix="Write at least one token.", code="empty_prompt")
+        if request.sampling.n != 1:
+            raise RequestError("The engine takes one answer a request.", fix="Use Request.expand().", param="n")
+        if count >= min(self._context_tokens, self._max_cache_tokens):
+            raise RequestError(
+                f"The prompt has {count:,} tokens; this model takes {self._context_tokens:,} with the answer.",
+                fix="Shorten the messages.",
+                code="context_length_exceeded",
+                param="messages",
+            )
+
+    def add(self, request: Request) -> int:
+        """Queue a request; return its id, which its deltas carry.
+
+        Raises:
+            RequestError: see `check`.
+        """
+        self.check(request)
+        request_id = next(self._ids)
+        self._waiting.append((request_id, request))
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Forget a request; it gives no further deltas. An unknown or finished id is fine."""
+        self._waiting = deque(item for item in self._waiting if item[0] != request_id)
+        for slot in self._slots:
+            if slot.active is not None and slot.active.request_id == request_id:
+                slot.active = None
+
+    def generate(
+        self, requests: Sequence[Request], on_done: Callable[[int, Completion], None] | None = None
+    ) -> list[Completion]:
+        """Answer all requests; completions in their order.
+
+        Args:
+            requests: one answer each.
+            on_done: called with a request's index and completion as soon as it is finished.
+
+        Raises:
+            RequestError: see `check`; nothing is generated then.
+        """
+        for request in requests:
+            self.check(request)
+        index_of = {self.add(request): index for index, request in enumerate(requests)}
+        done: dict[int, Completion] = {}
+        while len(done) < len(requests):
+            for delta in self.step():
+                index = index_of.get(delta.request_id)
+                if index is not None and delta.completion is not None:
+                    done[index] = delta.completion
+                    if on_done is not None:
+                        on_done(index, delta.completion)
+        return [done[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def step(self) -> list[Delta]:
+        """Compute one step; return what it added. Without work, nothing happens."""
+        self._admit()
+        decoding, chunks, tokens, heads = self._plan()
+        if not tokens:
+            return []
+        layout = StepLayout(self._cache, decoding, chunks)
+        output = self._model.get_decoder()(
+            input_ids=torch.tensor([tokens], device=self._device),
+            position_ids=layout.positions[None].to(self._device),
+            use_cache=False,
+            layout=layout,
+        )
+        for chunk in chunks:
+            self._slots[chunk.slot].computed += chunk.length
+        for slot, _ in decoding:
+            self._slots[slot].computed += 1
+        if not heads:
+            return []
+        rows = torch.tensor([row for row, _ in heads], device=self._device)
+        logits = self._projection.logits(output.last_hidden_state[0].index_select(0, rows))
+        return self._extend([slot for _, slot in heads], logits)
+
+    def _admit(self) -> None:
+        """Give waiting requests a slot, in order, as far as memory and sharing allow."""
+        while self._waiting:
+            request_id, request = self._waiting[0]
+            room = min(self._context_tokens, self._max_cache_tokens)
+            limit = min(request.sampling.max_completion_tokens, room - len(request.prompt_ids))
+            total = len(request.prompt_ids) + limit
+            busy = sum(slot.active is not None for slot in self._slots)
+            capacity = max(total, self._cache.capacity_tokens)
+            if busy and (busy >= self._max_batch or (busy + 1) * capacity > self._max_cache_tokens):
+                return
+            prompt = np.asarray(request.prompt_ids, dtype=np.int64)
+            if self._sharing_soon(prompt):
+                return
+            self._waiting.popleft()
+            self._place(request_id, request, prompt, limit)
+
+    def _sharing_soon(self, prompt: npt.NDArray[np.int64]) -> bool:
+        """Whether a prompt in flight is about to compute much of what this one begins with."""
+        ready = max((_common(prompt, slot.tokens[: slot.computed]) for slot in self._slots), default=0)
+        coming = (slot for slot in self._slots if slot.active is not None and slot.computed < len(slot.tokens))
+        soon = max((_common(prompt, slot.tokens) for slot in coming), default=0)
+        return soon - ready >= _WORTH_WAITING_TOKENS
+
+    def _place(self, request_id: int, request: Request, prompt: npt.NDArray[np.int64], limit: int) -> None:
+        """Put a request into the free slot that holds most of its beginning, or copy the beginning there."""
+        longest = len(prompt) - 1  # the last token must be computed: its hidden state gives the first answer token
+        shared = [min(longest, _common(prompt, slot.tokens[: slot.computed])) for slot in self._slots]
+        best = max(shared, default=0)
+        free = [i for i, slot in enumerate(self._slots) if slot.active is None]
+        if not free:
+            self._slots.append(_Slot())
+            shared.append(0)
+            free = [len(self._slots) - 1]
+        target = max(free, key=lambda i: shared[i])
+        self._cache.reserve(len(self._slots), len(prompt) + limit)
+        if best > shared[target]:
+            self._cache.copy_prefix(shared.index(best), target, best)
+        self._slots[target] = _Slot(
+            tokens=prompt,
+            computed=best,
+            active=_Active(
+                request_id,
+                request,
+                Sampler(request.sampling),
+                TextStream(self.renderer.tokenizer, request.sampling.stop),
+                time.perf_counter(),
+                limit,
+            ),
+        )
+
+    def _plan(self) -> tuple[list[tuple[int, int]], list[Chunk], list[int], list[tuple[int, int]]]:
+        """Choose this step's tokens.
+
+        Returns:
+            (slot, position) of decoding tokens; prompt chunks; the flat token ids; (flat row, slot) of the rows
+            whose hidden state gives a request's next token.
+        """
+        decoding: list[tuple[int, int]] = []
+        tokens: list[int] = []
+        heads: list[tuple[int, int]] = []
+        for index, slot in enumerate(self._slots):
+            if slot.active is not None and slot.active.generated:
+                heads.append((len(tokens), index))
+                decoding.append((index, slot.computed))
+                tokens.append(int(slot.tokens[slot.computed]))
+        chunks: list[Chunk] = []
+        budget = self._max_prefill_tokens
+        for index, slot in enumerate(self._slots):
+            missing = len(slot.tokens) - slot.computed
+            if slot.active is None or slot.active.generated or budget == 0:
+                continue
+            count = min(missing, budget)
+            chunks.append(Chunk(index, len(tokens), count, slot.computed))
+            tokens += slot.tokens[slot.computed : slot.computed + count].tolist()
+            budget -= count
+            if count == missing:
+                heads.append((len(tokens) - 1, index))
+        return decoding, chunks, tokens, heads
+
+    def _extend(self, slots: Sequence[int], logits: Tensor) -> list[Delta]:
+        """Choose each slot's next token from logits (rows, V)."""
+        deltas = []
+        for slot_index, row in zip(slots, logits.cpu(), strict=True):
+            slot = self._slots[slot_index]
+            active = slot.active
+            assert active is not None
+            choice = active.sampler.choose(row)
+            deltas.append(self._take(slot, active, choice))
+        return deltas
+
+    def _take(self, slot: _Slot, active: _Active, choice: Choice) -> Delta:
+        active.generated.append(choice.token_id)
+        slot.tokens = np.append(slot.tokens, choice.token_id)
+        is_end = choice.token_id in self.renderer.end_of_turn_ids
+        text = "" if is_end else active.stream.add(choice.token_id)
+        if active.request.sampling.logprobs and not is_end:
+            active.waiting_logprobs.append(self._token_logprob(choice))
+        reason: FinishReason | None = None
+        if is_end or active.stream.is_stopped:
+            reason = "stop"
+        elif len(active.generated) >= active.limit_tokens:
+            reason = "length"
+        if reason is not None:
+            text += active.stream.finish()
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if text or reason is not None:  # tokens whose text is held back wait with it
+            logprobs = tuple(active.waiting_logprobs)
+            active.logprobs += logprobs
+            active.waiting_logprobs = []
+        if reason is None:
+            return Delta(active.request_id, text, logprobs)
+        slot.active = None
+        completion = Completion(
+            text=active.stream.text,
+            token_ids=tuple(active.generated),
+            finish_reason=reason,
+            prompt_tokens=len(active.request.prompt_ids),
+            seconds=time.perf_counter() - active.started,
+            logprobs=tuple(active.logprobs),
+        )
+        return Delta(active.request_id, text, logprobs, completion)
+
+    def _token_logprob(self, choice: Choice) -> TokenLogprob:
+        text = self.renderer.token_text(choice.token_id)
+        top = tuple(
+            (token_id, name, name.encode(), logprob)
+            for token_id, logprob in choice.top
+            for name in [self.renderer.token_text(token_id)]
+        )
+        return TokenLogprob(choice.token_id, text, text.encode(), choice.logprob, top)
+
+
+def _common(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> int:
+    """Return how many tokens two prompts begin with alike."""
+    count = min(len(one), len(other))
+    different = np.flatnonzero(one[:count] != other[:count])
+    return int(different[0]) if len(different) else count

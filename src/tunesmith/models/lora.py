@@ -1,0 +1,210 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): `y = W x + (alpha / rank) B A x`, in PEFT's form on disk.
+
+The adapter's two matrices are kept in float32 and cast to the base's number format at use, so that small updates are
+not lost in bfloat16's eight bits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from transformers import PreTrainedModel
+
+from tunesmith.errors import ModelError, SpecError
+from tunesmith.specs.tune import LoraSpec
+
+#: PEFT wraps a model twice before its modules' names begin.
+_PEFT_PREFIX = "base_model.model."
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """`x W^T + b + scale (x A^T) B^T` with the gradients of x, A and B only; W is frozen, nothing else is stored."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        low = flat @ a.t()
+        out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
+        out.addmm_(low, b.t(), alpha=scale)
+        ctx.save_for_backward(flat, weight, a, b, low)
+        ctx.scale = scale  # type: ignore[attr-defined]
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None, Tensor, Tensor, None]:
+        flat, weight, a, b, low = ctx.saved_tensors  # type: ignore[attr-defined]
+        scale: float = ctx.scale  # type: ignore[attr-defined]
+        grad = grads[0]
+        grad_flat = grad.reshape(-1, grad.shape[-1])
+        grad_low = grad_flat @ b
+        grad_x = grad_flat @ weight
+        grad_x.addmm_(grad_low, a, alpha=scale)
+        grad_a = (grad_low.t() @ flat).mul_(scale)
+        grad_b = (grad_flat.t() @ low).mul_(scale)
+        return grad_x.view(*grad.shape[:-1], -1), None, None, grad_a, grad_b, None
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer with its low-rank correction.
+
+    `lora_a` is (rank, in), drawn as PEFT draws it (Kaiming uniform with a=sqrt(5)); `lora_b` is (out, rank), zero.
+    """
+
+    def __init__(self, linear: nn.Linear, spec: LoraSpec) -> None:
+        super().__init__()
+        self.linear = linear
+        self.scale = spec.alpha / spec.rank
+        self.dropout = nn.Dropout(spec.dropout) if spec.dropout else None
+        device = linear.weight.device
+        self.lora_a = nn.Parameter(torch.empty(spec.rank, linear.in_features, dtype=torch.float32, device=device))
+        self.lora_b = nn.Parameter(torch.zeros(linear.out_features, spec.rank, dtype=torch.float32, device=device))
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        a, b = self.lora_a.to(x.dtype), self.lora_b.to(x.dtype)
+        if self.dropout is not None and self.training:
+            out = self.linear(x) + (self.dropout(x) @ a.t()) @ b.t() * self.scale
+        else:
+            out = _AdaptedLinear.apply(x, self.linear.weight, self.linear.bias, a, b, self.scale)
+        return cast(Tensor, out)
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """Return `W + scale B A`, computed in float32, in W's number format, (out, in)."""
+        weight = self.linear.weight
+        return (weight.float() + self.scale * (self.lora_b @ self.lora_a)).to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """The adapted layers of one model, by their module's name."""
+
+    layers: Mapping[str, LoraLinear]
+    spec: LoraSpec
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what is trained, in a fixed order."""
+        return [p for name in sorted(self.layers) for p in (self.layers[name].lora_a, self.layers[name].lora_b)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the adapter's tensors under PEFT's names."""
+        named = {}
+        for name, layer in sorted(self.layers.items()):
+            named[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = layer.lora_a.detach()
+            named[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = layer.lora_b.detach()
+        return named
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor], *, where: str) -> None:
+        """Take over tensors under PEFT's names.
+
+        Raises:
+            ModelError: names or shapes differ from this adapter's.
+        """
+        own = self.tensors()
+        wrong = sorted(own.keys() ^ tensors.keys()) or sorted(
+            name for name in own if own[name].shape != tensors[name].shape
+        )
+        if wrong:
+            raise ModelError(
+                f"The adapter's tensors don't fit this base; the first that differs is {wrong[0]}.",
+                where=where,
+                fix="Use the base that the adapter was trained on.",
+                code="adapter_mismatch",
+            )
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    def peft_config(self, base: str) -> dict[str, Any]:
+        """Return `adapter_config.json` as PEFT reads it."""
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "r": self.spec.rank,
+            "lora_alpha": self.spec.alpha,
+            "lora_dropout": self.spec.dropout,
+            "target_modules": sorted({name.rsplit(".", 1)[-1] for name in self.layers}),
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+        }
+
+
+def add_lora(model: PreTrainedModel, spec: LoraSpec) -> LoraAdapter:
+    """Put a fresh adapter on `model`'s linear layers, in place; the base's weights are frozen.
+
+    Raises:
+        SpecError: `target_modules` names a layer that the model doesn't have.
+    """
+    model.requires_grad_(False)
+    output = model.get_output_embeddings()
+    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    linears = {name: module for name, module in linears.items() if module is not output}
+    if spec.target_modules != "all-linear":
+        known = {name.rsplit(".", 1)[-1] for name in linears}
+        unknown = sorted(set(spec.target_modules) - known)
+        if unknown:
+            raise SpecError(
+                f"This base has no linear layer named {unknown[0]!r}.",
+                fix=f"Choose from {', '.join(sorted(known))}, or all-linear.",
+                param="adapter.target_modules",
+                code="unknown_module",
+            )
+        linears = {name: module for name, module in linears.items() if name.rsplit(".", 1)[-1] in spec.target_modules}
+    layers = {}
+    for name, linear in linears.items():
+        layer = LoraLinear(linear, spec)
+        model.set_submodule(name, layer)
+        layers[name] = layer
+    return LoraAdapter(layers, spec)
+
+
+def load_lora(model: PreTrainedModel, folder: Path) -> LoraAdapter:
+    """Put the adapter in `folder` (PEFT's files) on `model`, in place.
+
+    Raises:
+        ModelError: the files are missing or broken, of another kind, or don't fit the base.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
+        if config.get("peft_type") != "LORA":
+            raise ValueError(f"its kind is {config.get('peft_type')!r}, not LORA")
+        spec = LoraSpec(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            dropout=config.get("lora_dropout", 0.0),
+            target_modules=tuple(config["target_modules"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(
+            f"This adapter can't be read: {error}",
+            where=str(folder),
+            fix="An adapter folder holds adapter_config.json and adapter_model.safetensors in PEFT's form.",
+            code="broken_adapter",
+        ) from error
+    adapter = add_lora(model, spec)
+    adapter.load_tensors(tensors, where=str(folder))
+    return adapter
+
+
+@torch.no_grad()
+def merge_lora(model: PreTrainedModel, adapter: LoraAdapter) -> None:
+    """Fold the adapter into the base's weights, in place; the model is then a plain one again."""
+    for name, layer in adapter.layers.items():
+        layer.linear.weight.copy_(layer.merged_weight())
+        model.set_submodule(name, layer.linear)
