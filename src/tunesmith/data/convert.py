@@ -19,7 +19,7 @@ from tunesmith.data.chat_rows import (
 )
 from tunesmith.data.examples import Conversation, Message, Role, ToolCall
 from tunesmith.data.problems import RowProblem
-from tunesmith.data.recognise import CONVERSATION_KEYS, Recognition, form_of
+from tunesmith.data.recognise import CONVERSATION_KEYS, Recognition, forms_of
 from tunesmith.data.rows import Row
 
 #: ShareGPT's speakers and OpenAI's roles.
@@ -53,9 +53,9 @@ class Converter:
         """Return the row's conversation, or all the reasons why it has none."""
         check = RowCheck(row.place)
         form = self.recognition.format
-        other = None if form == "columns" else form_of(row.values)
-        if form != "columns" and other != form:
-            self._refuse_other_form(row, other, check)
+        forms = forms_of(row.values)
+        if form != "columns" and form not in forms:
+            self._refuse_other_form(row, forms[0] if forms else None, check)
             return tuple(check.problems)
         conversation = self._read(row.values, check)
         if conversation is None or check.problems:

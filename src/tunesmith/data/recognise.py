@@ -76,32 +76,36 @@ def recognise(
     columns = tuple(dict.fromkeys(column for row in sample for column in row.values))
     if mapping or format == "columns":
         return _mapped(columns, dict(mapping or {}), file, format)
-    fits = [form for row in sample for form in [form_of(row.values)] if form is not None]
     if format in _WHAT:
-        fitting = fits.count(format)  # type: ignore[arg-type]
+        fitting = sum(format in forms_of(row.values) for row in sample)
         return Recognition(format, f"the spec says `{format}`; {_share(fitting, len(sample))} it", columns)  # type: ignore[arg-type]
+    fits = [forms[0] for row in sample if (forms := forms_of(row.values))]
     best = max(dict.fromkeys(fits), key=fits.count, default=None)
     if best is None or fits.count(best) * 2 <= len(sample):
         raise _unrecognised(columns, sample, file)
     return Recognition(best, f"{_share(fits.count(best), len(sample))} {_WHAT[best]}", columns)
 
 
-def form_of(values: Mapping[str, Any]) -> Format | None:
-    """Return the form that one row has, judged by its columns, or None."""
-    for key in CONVERSATION_KEYS:
-        turns = values.get(key)
-        if isinstance(turns, list) and turns and isinstance(turns[0], dict):
-            if "from" in turns[0] or "value" in turns[0]:
-                return "sharegpt"
-            if key != "messages" and "role" in turns[0]:
-                return "sharegpt"
-    if "messages" in values:
-        return "chat"
+def forms_of(values: Mapping[str, Any]) -> tuple[Format, ...]:
+    """Return the forms that one row can be read in, judged by its columns, the likeliest first."""
+    forms: list[Format] = []
+    spoken = any(_is_sharegpt(key, values.get(key)) for key in CONVERSATION_KEYS)
+    if spoken:
+        forms.append("sharegpt")
+    if "messages" in values and not spoken:
+        forms.append("chat")
     if "prompt" in values and "completion" in values:
-        return "prompt_completion"
+        forms.append("prompt_completion")
     if "instruction" in values and "output" in values:
-        return "alpaca"
-    return None
+        forms.append("alpaca")
+    return tuple(forms)
+
+
+def _is_sharegpt(key: str, turns: Any) -> bool:
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if not isinstance(first, dict):
+        return False
+    return "from" in first or "value" in first or (key != "messages" and "role" in first)
 
 
 def _share(fitting: int, total: int) -> str:

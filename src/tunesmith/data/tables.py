@@ -60,7 +60,7 @@ def csv_rows(lines: Iterator[tuple[int, bytes | None]], name: str, suffix: str) 
             continue
         if cells is None:
             return
-        if not cells:
+        if not cells or (len(cells) == 1 and not cells[0].strip()):  # a blank line
             continue
         if columns is None:
             columns = _columns(cells, name)

@@ -11,10 +11,14 @@ from tunesmith.prepare.findings import Finding
 from tunesmith.prepare.fingerprint import prompt_hash, prompt_words, user_words
 from tunesmith.prepare.likeness import groups_of_near_identical, without_boilerplate
 
-#: A group of more than this share of the rows (and more than `_LARGE_ROWS`) is a template or a chain, not one question
-#: asked again and again; kept whole it would bar many kinds of row from the test.
+#: A group of more than this share of the rows is a template or a chain, not one question asked again and again; kept
+#: whole it would bar many kinds of row from the test.
 _LARGE_SHARE = 0.1
-_LARGE_ROWS = 20
+#: So are groups of more than this share when they hold, together, more than `_MANY_SHARE` of the rows.
+_MIDDLING_SHARE = 0.02
+_MANY_SHARE = 0.25
+#: Smaller groups are always kept whole.
+_SMALL_ROWS = 20
 #: A group of more than this share of the rows leaves too little for the other side.
 _OVERWHELMING_SHARE = 0.5
 _PLACES_LISTED = 5
@@ -31,20 +35,36 @@ class Grouping:
 def group_rows(rows: Sequence[Conversation], similarity: float) -> Grouping:
     """Group rows whose users say the same, or nearly: words whose shingles' Jaccard is `similarity` or more.
 
-    A group that holds a large part of the rows is looked at again: by all words of the prompt, without those that most
+    Groups that hold a large part of the rows are looked at again: by all words of the prompt, without those that most
     of its rows share (an instruction that is pasted into each row makes no two rows alike). Should more than half of
     the rows still hang together, only equal prompts are held together, and in the end nothing. Each such step is a
     finding.
     """
     findings: list[Finding] = []
-    large = max(_LARGE_ROWS, int(_LARGE_SHARE * len(rows)))
+    found = groups_of_near_identical([user_words(row) for row in rows], similarity)
+    whole = _largest_kept_whole([len(group) for group in found], len(rows))
     groups: list[list[int]] = []
-    for group in groups_of_near_identical([user_words(row) for row in rows], similarity):
-        if len(group) <= large:
+    alike: list[int] = []
+    for group in found:
+        if len(group) <= whole:
             groups.append(group)
         else:
+            alike.extend(group)
             groups.extend(_told_apart(rows, group, similarity, findings))
+    if alike and not findings:
+        message = (
+            f"{len(alike):,} rows share most of their words with many others (a template?). Near-identical ones among "
+            "them were found by the words in which they differ."
+        )
+        findings.append(_finding("template", message, rows, alike))
     return Grouping(tuple(tuple(group) for group in sorted(groups)), tuple(findings))
+
+
+def _largest_kept_whole(sizes: Sequence[int], rows: int) -> int:
+    middling = max(_SMALL_ROWS, int(_MIDDLING_SHARE * rows))
+    if sum(size for size in sizes if size > middling) > _MANY_SHARE * rows:
+        return middling
+    return max(_SMALL_ROWS, int(_LARGE_SHARE * rows))
 
 
 def _told_apart(
@@ -53,12 +73,6 @@ def _told_apart(
     """Split a large group by what differs between its rows."""
     texts = without_boilerplate([prompt_words(rows[index]) for index in group])
     parts = [[group[position] for position in part] for part in groups_of_near_identical(texts, similarity)]
-    if len(parts) > 1:
-        message = (
-            f"{len(group):,} rows share most of their words (a template?). Near-identical ones among them were found "
-            "by the words in which they differ."
-        )
-        findings.append(_finding("template", message, rows, group))
     overwhelming = _OVERWHELMING_SHARE * len(rows)
     kept: list[list[int]] = []
     for part in parts:

@@ -67,6 +67,7 @@ def limit_lengths(
             if verdict.cut:
                 cut.append(row)
         kept[side] = tuple(staying)
+    dropped.sort(key=lambda row: (row.place.file, row.place.line))
     too_long = [row for row in dropped if row.code == "too_long"]
     if policy == "error" and too_long:
         raise _refusal(too_long, max_tokens)
@@ -100,17 +101,21 @@ def _findings(dropped: Sequence[Dropped], cut: Sequence[Conversation], max_token
         ("too_long", f"longer than {max_tokens:,} tokens"),
         ("nothing_to_learn", "without anything to learn"),
     ):
-        places = tuple(row.place for row in dropped if row.code == code)
+        places = _ordered([row.place for row in dropped if row.code == code])
         if places:
             message = f"{len(places):,} {_rows(len(places))} {what} {_were(len(places))} dropped."
             findings.append(Finding(code, message, len(places), places[:MAX_LISTED]))
     if cut:
-        places = tuple(row.place for row in cut if row.place is not None)
+        places = _ordered([row.place for row in cut if row.place is not None])
         message = (
             f"{len(cut):,} {_rows(len(cut))} {_were(len(cut))} cut at {max_tokens:,} tokens; the rest isn't learnt."
         )
         findings.append(Finding("cut", message, len(cut), places[:MAX_LISTED]))
     return findings
+
+
+def _ordered(places: Sequence[Place]) -> tuple[Place, ...]:
+    return tuple(sorted(places, key=lambda place: (place.file, place.line)))
 
 
 def _rows(count: int) -> str:
