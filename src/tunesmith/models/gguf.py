@@ -81,7 +81,9 @@ def load_gguf(file: Path) -> tuple[Any, Any]:
         try:
             config = AutoConfig.from_pretrained(**place)
             tokenizer = AutoTokenizer.from_pretrained(**place)
-            model = AutoModelForCausalLM.from_pretrained(**place, config=config, dtype=torch.float32)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                **place, config=config, dtype=torch.float32, output_loading_info=True
+            )
         except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
             raise ModelError(
                 f"The {facts.architecture} model in this file can't be converted: {_first_line(error)}",
@@ -89,6 +91,15 @@ def load_gguf(file: Path) -> tuple[Any, Any]:
                 fix="Use the model's original folder with config.json and *.safetensors instead.",
                 code="unsupported_gguf",
             ) from error
+        if found["missing_keys"]:
+            # transformers would fill them with random numbers and only log it.
+            raise ModelError(
+                f"{len(found['missing_keys'])} of the model's weights aren't in this file, such as "
+                f"{min(found['missing_keys'])}.",
+                where=str(file),
+                fix="Use a file that holds the whole model (split files must be joined first).",
+                code="incomplete_gguf",
+            )
         _mend_digits(tokenizer, facts, file)
     return _plain(model), tokenizer
 

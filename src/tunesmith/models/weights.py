@@ -20,7 +20,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 @contextmanager
 def weight_writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write weights at `path` into a `StorageError`, also where safetensors hides its cause.
+    """Turn a failure to write a model at `path` into a `StorageError`, also where a library hides its cause.
 
     Raises:
         StorageError: the disk is full or the folder can't be written.
@@ -28,9 +28,9 @@ def weight_writing(path: Path) -> Iterator[None]:
     with storage_errors(path):
         try:
             yield
-        except SafetensorError as error:
-            # The library tells the operating system's number in its message only.
-            match = _OS_ERROR.search(str(error))
+        except Exception as error:
+            # safetensors and tokenizers tell the operating system's number in their messages only.
+            match = None if isinstance(error, OSError) else _OS_ERROR.search(str(error))
             if match is None:
                 raise
             raise OSError(int(match[1]), str(error)) from error
