@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_LICENCES = {"smollm2-135m": "Apache-2.0"}
+from tunesmith.models.embedded import EMBEDDED
 
 
 def model_card(name: str, base: str, label: str, summary: Mapping[str, Any]) -> str:
@@ -72,8 +72,8 @@ Or in the terminal: `tunesmith chat {name}`."""
 
 def _licence(base: str) -> str:
     """Return the note on licences."""
-    known = _LICENCES.get(base)
-    base_note = f"The base is under {known}." if known else "The base's own licence holds for its weights."
+    known = EMBEDDED.get(base)
+    base_note = f"The base is under {known.licence}." if known else "The base's own licence holds for its weights."
     return f"## Licence\n\n{base_note} The adapter also carries traces of its training data, whose terms you know best."
 
 

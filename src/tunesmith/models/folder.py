@@ -36,6 +36,14 @@ def check_folder(folder: Path) -> dict[str, Any]:
                 fix="Give the base that the adapter was trained on, or register the adapter's run as a model.",
                 code="adapter_not_base",
             )
+        ggufs = sorted(path.name for path in folder.glob("*.gguf"))
+        if ggufs:
+            raise ModelError(
+                f"This folder holds GGUF files ({ggufs[0]}), not a model folder.",
+                where=str(folder),
+                fix=f"Give the file itself: {folder / ggufs[0]}",
+                code="incomplete_model",
+            )
         raise _missing(folder, "config.json")
     config = _read_json(folder / "config.json")
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):

@@ -57,7 +57,9 @@ def hub_snapshot(name: str) -> Snapshot:
     if cached is not None:
         return cached
     if is_offline_mode():
-        raise _unreachable(repository, "HF_HUB_OFFLINE is set, and the model isn't in the local cache.")
+        raise _unreachable(
+            repository, "There is no such folder, the model isn't in the Hub's local cache, and HF_HUB_OFFLINE is set."
+        )
     return _download(repository, revision)
 
 
@@ -108,15 +110,15 @@ def _download(repository: str, revision: str | None) -> Snapshot:
             code="model_not_found",
         ) from error
     except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise _unreachable(repository, "The Hub can't be reached, and the model isn't in the local cache.") from error
+        raise _unreachable(repository, "the Hub can't be reached") from error
     return Snapshot(Path(folder), Path(folder).name)
 
 
-def _unreachable(repository: str, message: str) -> ModelError:
+def _unreachable(repository: str, why: str) -> ModelError:
     """Return the error that says how to get the model by hand."""
     folder = "./" + repository.split("/")[1]
     return ModelError(
-        message,
+        f"There is no such folder, the model isn't in the Hub's local cache, and {why}.",
         where=repository,
         fix=f"On a machine with network: `hf download {repository} --local-dir {folder}`; "
         f"bring the folder here and use `--base {folder}`.",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import transformers.modeling_gguf_pytorch_utils as gguf_loading
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from tqdm.auto import tqdm  # type: ignore[import-untyped]  # comes with transformers
 from transformers.utils import logging as transformers_logging
 
 #: The switches belong to the whole process, so one model loads at a time.
@@ -32,12 +33,12 @@ def _switched_off() -> Iterator[None]:
     hub_bars = are_progress_bars_disabled()
     noisy = [logging.getLogger(name) for name in ("gguf", "huggingface_hub", "accelerate")]
     levels = [logger.level for logger in noisy]
-    gguf_bar = gguf_loading.tqdm
+    bar_start = tqdm.__init__
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
-    # This one bar doesn't ask the switch above.
-    gguf_loading.tqdm = _no_bar
+    # The bar of GGUF files asks neither switch.
+    tqdm.__init__ = functools.partialmethod(bar_start, disable=True)
     for logger in noisy:
         logger.setLevel(logging.ERROR)
     try:
@@ -48,11 +49,6 @@ def _switched_off() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
         if not hub_bars:
             enable_progress_bars()
-        gguf_loading.tqdm = gguf_bar
+        tqdm.__init__ = bar_start
         for logger, level in zip(noisy, levels, strict=True):
             logger.setLevel(level)
-
-
-def _no_bar(items: Iterable[object], **_: object) -> Iterable[object]:
-    """Stand in for tqdm: hand the items through."""
-    return items

@@ -45,11 +45,11 @@ class JsonLines:
                 written = 0
                 while written < len(line):
                     written += os.write(descriptor, line[written:])
+                if durable:
+                    os.fsync(descriptor)
             except OSError:
                 os.ftruncate(descriptor, length_bytes)
                 raise
-            if durable:
-                os.fsync(descriptor)
 
     def sync(self) -> None:
         """Wait until every row so far is on the disk.
