@@ -66,7 +66,8 @@ class Chunk:
 class StepLayout:
     """The `Layout` (see `models.attention`) of one step: one new token of each decoding slot, then prompt chunks.
 
-    The flat batch holds the decoding slots' tokens first, in the order of `decoding`, then the chunks'.
+    The flat batch holds the decoding slots' tokens first, in the order of `decoding`, then the chunks', then
+    `padding` copies of its first token.
     """
 
     def __init__(self, cache: SlotCache, decoding: Sequence[tuple[int, int]], chunks: Sequence[Chunk]) -> None:
@@ -75,7 +76,11 @@ class StepLayout:
         self._decoding = len(decoding)
         self._chunks = chunks
         spread = [(c.slot, c.position + i) for c in chunks for i in range(c.length)]
-        where = torch.tensor([*decoding, *spread], dtype=torch.long)
+        tokens = [*decoding, *spread]
+        # CPUs multiply a single row by another kernel, whose sums round differently; with two rows the results are
+        # those of any larger batch.
+        self.padding = 1 if len(tokens) == 1 else 0
+        where = torch.tensor(tokens + tokens[:1] * self.padding, dtype=torch.long)
         self._slots, self.positions = where[:, 0], where[:, 1]
         self._rows = 1 + max((slot for slot, _ in decoding), default=-1)
         self._is_whole = [slot for slot, _ in decoding] == list(range(self._rows))
@@ -103,6 +108,8 @@ class StepLayout:
             parts.append(self._decode(layer, query[0, :, : self._decoding], scale, window_tokens, softcap))
         for chunk in self._chunks:
             parts.append(self._prefill(layer, query[0], chunk, scale, window_tokens, softcap))
+        if self.padding:
+            parts.append(parts[0])
         return torch.cat(parts, dim=0).unsqueeze(0)
 
     def _decode(

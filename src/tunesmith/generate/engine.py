@@ -170,7 +170,7 @@ class Engine:
             return []
         layout = StepLayout(self._cache, decoding, chunks)
         output = self._model.get_decoder()(
-            input_ids=torch.tensor([tokens], device=self._device),
+            input_ids=torch.tensor([tokens + tokens[:1] * layout.padding], device=self._device),
             position_ids=layout.positions[None].to(self._device),
             use_cache=False,
             layout=layout,
@@ -181,9 +181,10 @@ class Engine:
             self._slots[slot].computed += 1
         if not heads:
             return []
-        rows = torch.tensor([row for row, _ in heads], device=self._device)
+        # Never a single row: see StepLayout.
+        rows = torch.tensor([row for row, _ in heads] + [heads[0][0]], device=self._device)
         logits = self._projection.logits(output.last_hidden_state[0].index_select(0, rows))
-        return self._extend([slot for _, slot in heads], logits)
+        return self._extend([slot for _, slot in heads], logits[:-1])
 
     def _admit(self) -> None:
         """Give waiting requests a slot, in order, as far as memory and sharing allow."""
