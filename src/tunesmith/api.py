@@ -1,1 +1,377 @@
-"""The public Python API."""
+"""Tunesmith from Python: `import tunesmith as ts; ts.tune("bookings.jsonl")`. Every door calls these functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.chat_rows import RowCheck, read_messages
+from tunesmith.data.examples import Conversation, Message, Place
+from tunesmith.data.problems import refusal
+from tunesmith.data.writers import write_chat_jsonl
+from tunesmith.errors import RequestError, SpecError
+from tunesmith.evaluate.arms import Arm
+from tunesmith.evaluate.comparison import ArmResult
+from tunesmith.evaluate.verdict import Verdict
+from tunesmith.generate.completion import Completion
+from tunesmith.models.versions import ModelVersion, delete_version, find_version, list_versions
+from tunesmith.prepare.pipeline import prepare
+from tunesmith.prepare.prepared import PreparedData
+from tunesmith.prepare.report import data_report
+from tunesmith.record.home import Home
+from tunesmith.record.observer import Observer
+from tunesmith.runs import execute, folder
+from tunesmith.runs.folder import RunView
+from tunesmith.runs.proof import Proof
+from tunesmith.runs.result import RunResult
+from tunesmith.serve import answering, batch
+from tunesmith.specs.generation import SamplingSpec
+from tunesmith.specs.results import GenerateFigures, TuneFigures
+from tunesmith.specs.tune import DataSpec, EvaluationSpec, TuneSpec
+from tunesmith.train.plan import Plan
+
+#: A prompt as Python users write it: words, OpenAI messages, or a conversation.
+Prompt = str | Sequence[Mapping[str, Any]] | Conversation
+
+
+@dataclass(frozen=True)
+class TokenPreview:
+    """One row as the model sees it: each token's text, and whether it is learnt."""
+
+    tokens: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What is in a data set (`report`: see `prepare.report.data_report`), and with a base one row as it sees it."""
+
+    report: dict[str, Any]
+    preview: TokenPreview | None
+    prepared: PreparedData
+
+
+class Model:
+    """A model that answers: a base or a tuned version. Open one with `open_model`."""
+
+    def __init__(self, opened: answering.OpenModel) -> None:
+        """Wrap an opened model."""
+        self.opened = opened
+
+    @property
+    def name(self) -> str:
+        """The base's name or the tuned version's `ft:` name."""
+        return self.opened.name
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling: SamplingSpec | None = None,
+        *,
+        on_done: Callable[[int, Completion], None] | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Answer one prompt (a `Completion`) or several (a list of them, in order).
+
+        Args:
+            prompts: words, a list of OpenAI messages, a `Conversation`; or a list of any of these.
+            sampling: how tokens are chosen; greedy by default. With `n` above 1, a prompt's answers follow one another.
+            on_done: called with an answer's index and completion as soon as it is finished.
+            settings: fields of `SamplingSpec` by name, instead of `sampling`.
+
+        Raises:
+            RequestError: a prompt can't be answered; nothing is generated then.
+            SpecError: a setting is unknown or out of its limits.
+        """
+        sampling = sampling or SamplingSpec.parse(settings)
+        is_one = _is_one(prompts)
+        listed: Sequence[Any] = [prompts] if is_one else list(prompts)
+        requests = [
+            request for prompt in listed for request in self.opened.request(as_conversation(prompt), sampling).expand()
+        ]
+        completions = self.opened.engine.generate(requests, on_done)
+        return completions[0] if is_one and sampling.n == 1 else completions
+
+    def stream(self, prompt: Prompt, sampling: SamplingSpec | None = None, **settings: Any) -> Iterator[str]:
+        """Yield one answer's text piece by piece.
+
+        Raises:
+            RequestError: the prompt can't be answered.
+        """
+        sampling = sampling or SamplingSpec.parse(settings)
+        engine = self.opened.engine
+        request_id = engine.add(self.opened.request(as_conversation(prompt), sampling))
+        try:
+            while engine.has_work:
+                for delta in engine.step():
+                    if delta.text:
+                        yield delta.text
+        finally:
+            engine.cancel(request_id)
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """A finished run: `figures` is what `--json` prints; `model` answers."""
+
+    run: RunResult
+    home: Home
+
+    @property
+    def figures(self) -> TuneFigures:
+        """The numbers."""
+        return self.run.figures
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the proof says."""
+        return self.run.verdict
+
+    @property
+    def arms(self) -> Sequence[ArmResult]:
+        """Every arm's result on the test rows, the tuned model last."""
+        return self.run.arms
+
+    @property
+    def test_rows(self) -> Sequence[Conversation]:
+        """The locked test rows, in the order in which the arms answered them."""
+        return self.run.test_rows
+
+    @property
+    def report(self) -> Path:
+        """The report for people, an HTML page."""
+        return self.run.report_html
+
+    @cached_property
+    def model(self) -> Model:
+        """The tuned model, opened when first asked for."""
+        return open_model(self.run.version.name, home=self.home)
+
+
+def check(data: str | Path | DataSpec, *, base: str | None = None, home: Home | None = None) -> CheckResult:
+    """Read, check and split a data set; nothing is written.
+
+    Args:
+        data: a file, or how to read it.
+        base: show one row as this base sees it, and drop rows that are too long for it.
+        home: where bases are kept.
+
+    Raises:
+        DataError: rows are broken; the message lists them.
+        ModelError: the base can't be used.
+    """
+    spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
+    if base is None:
+        prepared = prepare(spec)
+        return CheckResult(data_report(prepared), None, prepared)
+    tune_spec = TuneSpec(base=base, data=spec)
+    loaded, renderer, _ = execute.load_for(tune_spec, _home(home))
+    _, prepared = execute.prepare_for(tune_spec, loaded, renderer)
+    sequence = renderer.for_training(prepared.train[0])[0]
+    tokens = zip(sequence.token_ids, sequence.learnt, strict=True)
+    preview = TokenPreview(tuple((renderer.token_text(token_id), learnt) for token_id, learnt in tokens))
+    return CheckResult(data_report(prepared), preview, prepared)
+
+
+def write_clean(data: DataSpec, output: Path) -> int:
+    """Write the usable rows as OpenAI chat JSONL; return how many.
+
+    Raises:
+        DataError: the file can't be read, or hardly a row is usable.
+        StorageError: the output can't be written.
+    """
+    prepared = prepare(data.model_copy(update={"on_problem": "drop"}))
+    return write_chat_jsonl(output, sorted(prepared.rows, key=lambda row: row.place.line if row.place else 0))
+
+
+def plan(spec: TuneSpec, *, home: Home | None = None) -> Plan:
+    """Return what a run will take: steps, memory, time.
+
+    Raises:
+        UserError: data or base can't be used.
+    """
+    parts = execute.load_for(spec, _home(home))
+    resolved, prepared = execute.prepare_for(spec, parts[0], parts[1])
+    return execute.set_up(resolved, prepared, parts).plan()
+
+
+def tune(
+    data: str | Path | TuneSpec,
+    *,
+    base: str | None = None,
+    name: str | None = None,
+    home: Home | None = None,
+    observer: Observer | None = None,
+    untuned: Sequence[Arm] = (),
+    **settings: Any,
+) -> TuneResult:
+    """Tune a base on a data set, prove it on rows it never saw, register it.
+
+    Args:
+        data: a file of examples, or a whole spec (then only `home`, `observer` and `untuned` may be given).
+        base: the model to start from; `smollm2-135m` by default.
+        name: a short name for the result.
+        home: where everything is kept; `TUNESMITH_HOME` by default.
+        observer: sees events, steps and progress.
+        untuned: further ways to ask the untuned base, which the verdict compares with.
+        settings: any other setting by its path, `__` for the dot: `optimisation__epochs=2`.
+
+    Raises:
+        UserError: data, base, a setting or the disk can't be used; nothing is registered.
+        RunInterrupted: stopped by the user; `resume` goes on.
+    """
+    if isinstance(data, TuneSpec):
+        if base is not None or name is not None or settings:
+            raise SpecError("A whole spec leaves no room for further settings.", fix="Change the spec instead.")
+        spec = data
+    else:
+        values: dict[str, Any] = {"data": {"path": str(data)}}
+        values |= {key: value for key, value in (("base", base), ("name", name)) if value is not None}
+        for path, value in settings.items():
+            _put(values, path.split("__"), value)
+        spec = TuneSpec.parse(values)
+    where = _home(home)
+    return TuneResult(execute.start(spec, where, observer or Observer(), untuned=untuned), where)
+
+
+def resume(
+    run: str, *, home: Home | None = None, observer: Observer | None = None, untuned: Sequence[Arm] = ()
+) -> TuneResult:
+    """Go on with a run that was stopped.
+
+    Raises:
+        RunError: there is no such run, or it has finished.
+        RunInterrupted: it was stopped again.
+    """
+    where = _home(home)
+    return TuneResult(execute.resume(run, where, observer or Observer(), untuned=untuned), where)
+
+
+def open_model(name: str, *, home: Home | None = None) -> Model:
+    """Load a base or a tuned model to ask it.
+
+    Raises:
+        ModelError: there is none of this name, or its files were changed.
+    """
+    return Model(answering.open_model(name, _home(home)))
+
+
+def compare_arms(
+    model: Model,
+    rows: Sequence[Conversation],
+    train: Sequence[Conversation],
+    arms: Sequence[Arm],
+    *,
+    evaluation: EvaluationSpec | None = None,
+    observer: Observer | None = None,
+) -> list[ArmResult]:
+    """Ask one model the same rows in several ways and score the answers.
+
+    Args:
+        model: who answers.
+        rows: test rows with their references.
+        train: training rows; their answers decide the measure.
+        arms: the ways to ask.
+        evaluation: how to measure.
+        observer: sees progress.
+    """
+    opened = model.opened
+    proof = Proof(opened.loaded, opened.renderer, rows, train, evaluation or EvaluationSpec(), observer or Observer())
+    return [proof.measure_arm(arm) for arm in arms]
+
+
+def generate_file(
+    model: str,
+    source: str | Path,
+    output: str | Path,
+    *,
+    sampling: SamplingSpec | None = None,
+    system: str | None = None,
+    home: Home | None = None,
+    observer: Observer | None = None,
+) -> GenerateFigures:
+    """Answer a file of prompts; see `serve.batch.answer_file`.
+
+    Raises:
+        ModelError: there is no such model.
+        DataError: the prompts can't be read, or the output holds something else.
+    """
+    batch.read_prompts(Path(source), system)  # before the model is loaded: a broken file is told at once
+    opened = open_model(model, home=home).opened
+    return batch.answer_file(
+        opened, Path(source), Path(output), sampling or SamplingSpec(), observer or Observer(), system=system
+    )
+
+
+def list_runs(home: Home | None = None) -> list[RunView]:
+    """Return the runs, the newest first."""
+    return folder.list_runs(_home(home))
+
+
+def find_run(name: str, home: Home | None = None) -> folder.RunFolder:
+    """Return a run by its id or the beginning of it.
+
+    Raises:
+        RunError: there is none, or more than one.
+    """
+    return folder.RunFolder.find(name, _home(home))
+
+
+def list_models(home: Home | None = None) -> list[ModelVersion]:
+    """Return the tuned models, the newest first."""
+    return list_versions(_home(home))
+
+
+def find_model(name: str, home: Home | None = None) -> ModelVersion:
+    """Return a tuned model by its `ft:` name, id or label.
+
+    Raises:
+        ModelError: there is none, or more than one.
+    """
+    return find_version(name, _home(home))
+
+
+def delete_model(name: str, home: Home | None = None) -> ModelVersion:
+    """Remove a tuned model; return what it was.
+
+    Raises:
+        ModelError: there is none, or more than one.
+    """
+    version = find_version(name, _home(home))
+    delete_version(version)
+    return version
+
+
+def as_conversation(prompt: Prompt) -> Conversation:
+    """Return a prompt as a conversation.
+
+    Raises:
+        RequestError: it isn't a text or a list of messages.
+    """
+    if isinstance(prompt, Conversation):
+        return prompt
+    if isinstance(prompt, str):
+        return Conversation((Message("user", prompt),))
+    row = RowCheck(Place("the prompt", 1))
+    messages = read_messages([dict(message) for message in prompt], "messages", row)
+    if row.problems:
+        error = refusal(row.problems)
+        raise RequestError(error.message, where=error.where, fix=error.fix, param="messages", code=error.code)
+    return Conversation(messages)
+
+
+def _is_one(prompts: Any) -> bool:
+    """Whether it is one prompt rather than a list of them."""
+    return isinstance(prompts, str | Conversation) or (bool(prompts) and isinstance(prompts[0], Mapping))
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        values = values.setdefault(part, {})
+    values[path[-1]] = value
+
+
+def _home(home: Home | None) -> Home:
+    return home or Home.from_environment()

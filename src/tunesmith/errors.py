@@ -6,6 +6,7 @@
     │   ├── DataError         a row, a file, a data set
     │   ├── ModelError        a base, an adapter, a model version
     │   ├── RunError          a run that can't be resumed, found or started
+    │   │   └── RunInterrupted    exit code 130: stopped by the user, can be resumed
     │   ├── RequestError      a request to the server or the generator
     │   └── StorageError      a disk that is full, a folder that can't be written
     └── GateError             exit code 3: a gate said no
@@ -78,6 +79,23 @@ class ModelError(UserError):
 
 class RunError(UserError):
     """A run can't be found, started or resumed."""
+
+
+class RunInterrupted(RunError):  # noqa: N818  (an interruption isn't an error of anybody's)
+    """The user stopped a run; `run` continues where it was."""
+
+    exit_code = 130
+
+    def __init__(self, run: str, step: int) -> None:
+        """Tell where it stopped and how to go on."""
+        super().__init__(
+            f"Stopped after step {step}.",
+            where=run,
+            fix=f"Continue with: tunesmith tune --resume {run}",
+            code="interrupted",
+        )
+        self.run = run
+        self.step = step
 
 
 class RequestError(UserError):

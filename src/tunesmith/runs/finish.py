@@ -1,0 +1,181 @@
+"""The end of a run: the model is registered, the report written, the figures added up."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tunesmith.chat.renderer import ChatRenderer
+from tunesmith.evaluate.comparison import ArmResult
+from tunesmith.evaluate.curves import Curves
+from tunesmith.evaluate.report import Report, write_report
+from tunesmith.evaluate.verdict import Verdict
+from tunesmith.models.load import LoadedModel
+from tunesmith.models.lora import LoraAdapter
+from tunesmith.models.versions import ADAPTER, Candidate, ModelVersion, register
+from tunesmith.models.weights import save_tensors
+from tunesmith.record.atomic import write_json
+from tunesmith.record.hashing import sha256_json
+from tunesmith.record.home import Home
+from tunesmith.runs.folder import RunFolder
+from tunesmith.runs.pinned_data import PinnedData
+from tunesmith.runs.result import RunResult
+from tunesmith.specs.results import DataCounts, EvaluationFigures, Score, TrainFigures, TuneFigures
+from tunesmith.specs.tune import TuneSpec
+from tunesmith.train.loop import Outcome
+from tunesmith.train.plan import Plan
+
+_LIBRARIES = ("tunesmith", "torch", "transformers", "tokenizers", "safetensors")
+_NOT_PROVED = Verdict(
+    "not_enough_evidence",
+    "Nothing was locked away for a test, so nothing is proved.",
+    ("Set data.test_fraction, or give data.test_path.",),
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All that a run leaves behind when its training and its proof are done."""
+
+    folder: RunFolder
+    spec: TuneSpec
+    data: PinnedData
+    loaded: LoadedModel
+    renderer: ChatRenderer
+    plan: Plan
+    adapter: LoraAdapter
+    outcome: Outcome
+    arms: Sequence[ArmResult]
+    verdict: Verdict | None
+    peak_memory_bytes: int
+    metrics: Sequence[Mapping[str, Any]]
+
+
+def finish(run: Finished, home: Home) -> RunResult:
+    """Register the model and write the report.
+
+    Raises:
+        StorageError: the disk is full; nothing half-written is listed.
+    """
+    verdict = run.verdict or _NOT_PROVED
+    summary = {
+        "data": _data_counts(run.data).model_dump(),
+        "train": _train_figures(run).model_dump(),
+        "evaluation": evaluation.model_dump() if (evaluation := _evaluation(run.arms)) else None,
+        "verdict": {"kind": verdict.kind, "sentence": verdict.sentence},
+    }
+    version = _register(run, summary, home)
+    figures = TuneFigures(
+        model=version.name,
+        run=str(run.folder.path),
+        data=_data_counts(run.data),
+        train=_train_figures(run),
+        evaluation=_evaluation(run.arms),
+        verdict=verdict.kind,
+        sentence=verdict.sentence,
+    )
+    write_report(run.folder.path, _report(run, verdict, version))
+    return RunResult(figures, verdict, version, run.folder.path, run.arms, run.data.test)
+
+
+def _register(run: Finished, summary: Mapping[str, Any], home: Home) -> ModelVersion:
+    source = run.loaded.source
+    candidate = Candidate(
+        base=source.name,
+        base_sha256=source.sha256,
+        base_short_name=source.short_name,
+        run=run.folder.id,
+        label=run.spec.name,
+        spec_sha256=sha256_json(run.spec.model_dump(mode="json")),
+        data_sha256=str(run.data.report["content_hash"]),
+        template_sha256=run.renderer.template_hash,
+        summary=summary,
+    )
+
+    def fill(folder: Path) -> None:
+        save_tensors(folder / ADAPTER, run.adapter.tensors())
+        write_json(folder / "adapter_config.json", run.adapter.peft_config(source.name))
+
+    return register(candidate, fill, run.renderer.template, home)
+
+
+def _data_counts(data: PinnedData) -> DataCounts:
+    return DataCounts(
+        rows=data.report["rows"],
+        train=len(data.train),
+        validation=len(data.validation),
+        test=len(data.test),
+        dropped=data.report["dropped"],
+    )
+
+
+def _train_figures(run: Finished) -> TrainFigures:
+    state = run.outcome.state
+    return TrainFigures(
+        rows=state.rows,
+        tokens=state.tokens,
+        seconds=round(state.seconds, 3),
+        tokens_per_second=round(state.tokens / max(state.step_seconds, 1e-9), 1),
+        peak_memory_bytes=run.peak_memory_bytes,
+        steps=state.step,
+        loss=run.outcome.last_loss,
+        validation_loss=state.best_loss,
+        best_step=state.best_step,
+    )
+
+
+def _evaluation(arms: Sequence[ArmResult]) -> EvaluationFigures | None:
+    if not arms:
+        return None
+    # The arms end with the base on the rows' own prompt (where it was measured) and the tuned model.
+    base = arms[-2] if len(arms) > 1 else None
+    return EvaluationFigures(
+        measure=arms[-1].measure.name,
+        rows=arms[-1].rows,
+        base=_score(base) if base else None,
+        tuned=_score(arms[-1]),
+    )
+
+
+def _score(arm: ArmResult) -> Score:
+    return Score(score=arm.score.value, low=arm.score.low, high=arm.score.high)
+
+
+def _report(run: Finished, verdict: Verdict, version: ModelVersion) -> Report:
+    def curve(name: str) -> list[tuple[int, float]]:
+        return [(row["step"], row[name]) for row in run.metrics if row.get(name) is not None]
+
+    dropped = [
+        {"place": f"{row['file']}, {unit} {row[unit]}", "reason": row["reason"]}
+        for row in run.data.report["dropped_rows"]
+        for unit in ("line", "row")
+        if unit in row
+    ]
+    return Report(
+        title=version.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        verdict=verdict,
+        arms=run.arms,
+        rows=run.data.test,
+        confidence=run.spec.evaluation.confidence,
+        curves=Curves(
+            train_loss=curve("loss"),
+            validation_loss=curve("validation_loss"),
+            learning_rate=curve("learning_rate"),
+            best_step=run.outcome.state.best_step,
+        ),
+        data={
+            key: run.data.report[key] for key in ("format", "reason", "rows", "train", "validation", "test", "dropped")
+        }
+        | {"findings": [finding["message"] for finding in run.data.report["findings"]]},
+        dropped=dropped,
+        plan=run.plan.to_json(),
+        spec_yaml=run.spec.to_yaml(),
+        versions={"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    )

@@ -1,0 +1,101 @@
+"""The proof: arms asked on the locked test rows, answers scored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from tunesmith.chat.renderer import ChatRenderer
+from tunesmith.data.examples import Conversation
+from tunesmith.evaluate.arms import Arm
+from tunesmith.evaluate.comparison import ArmResult, score_arm
+from tunesmith.evaluate.measure import Measure, choose_measure
+from tunesmith.generate.engine import Engine
+from tunesmith.generate.request import Request
+from tunesmith.learn.step import TreeModel
+from tunesmith.learn.tree import build_tree
+from tunesmith.models.load import LoadedModel
+from tunesmith.record.observer import Observer
+from tunesmith.specs.generation import SamplingSpec
+from tunesmith.specs.tune import EvaluationSpec
+
+#: An answer may be this much longer than the longest reference before it is cut.
+_ROOM = 1.25
+_SPARE_TOKENS = 8
+_MAX_OUTPUT_TOKENS = 512
+
+
+class Proof:
+    """Measures arms on one model's answers to the same test rows.
+
+    Args:
+        loaded: the model that answers; its weights may change between two measurements.
+        renderer: the model's chat renderer.
+        rows: the locked test rows.
+        train: the training rows; their answers decide the measure.
+        spec: how to measure.
+        observer: sees progress.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        renderer: ChatRenderer,
+        rows: Sequence[Conversation],
+        train: Sequence[Conversation],
+        spec: EvaluationSpec,
+        observer: Observer,
+    ) -> None:
+        self._loaded = loaded
+        self._renderer = renderer
+        self._rows = rows
+        self._spec = spec
+        self._observer = observer
+        self.measure: Measure = choose_measure([row.reference for row in train], spec.measure)
+        self._max_output_tokens = self._output_limit([*rows, *train])
+
+    def measure_arm(self, arm: Arm) -> ArmResult:
+        """Ask the model every test row by way of `arm`, greedily, and score the answers."""
+        engine = Engine(self._loaded, self._renderer, max_batch=self._spec.batch_size)
+        sampling = SamplingSpec(max_completion_tokens=self._max_output_tokens)
+        requests = [Request(self._renderer.for_generation(asked), sampling) for asked in arm.requests(self._rows)]
+        done = 0
+
+        def count(*_: object) -> None:
+            nonlocal done
+            done += 1
+            self._observer.progress(f"asking {arm.name}", done, len(requests))
+
+        completions = engine.generate(requests, count)
+        losses = self._reference_losses() if self.measure.kind == "text" else None
+        return score_arm(
+            arm.name,
+            arm.description,
+            self._rows,
+            completions,
+            self.measure,
+            self._spec.confidence,
+            losses,
+        )
+
+    def _reference_losses(self) -> list[float]:
+        """Return the mean loss (nats a token) on each row's last answer under the row's own prompt."""
+        model = TreeModel.of(self._loaded.model)
+        losses = []
+        with torch.no_grad():
+            for row in self._rows:
+                sequence = self._renderer.for_training(row)[-1]
+                loss, _ = model.loss(build_tree([sequence]))
+                losses.append(float(loss) / sequence.learnt_tokens)
+        return losses
+
+    def _output_limit(self, rows: Sequence[Conversation]) -> int:
+        if self._spec.max_output_tokens != "auto":
+            return self._spec.max_output_tokens
+        tokenizer = self._renderer.tokenizer
+        # The longest few in characters hold the longest in tokens, near enough.
+        longest = sorted({row.reference for row in rows}, key=len)[-20:]
+        tokens = max(len(tokenizer.encode(text, add_special_tokens=False)) for text in longest)
+        return min(_MAX_OUTPUT_TOKENS, math.ceil(tokens * _ROOM) + _SPARE_TOKENS)

@@ -1,0 +1,118 @@
+"""Checkpoints: everything that a run needs to go on as if nothing had happened.
+
+A checkpoint is a folder `step-000120` that appears whole or not at all. Its manifest lists the SHA-256 of each file;
+one that doesn't fit is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from tunesmith.errors import ModelError, RunError
+from tunesmith.models.weights import load_tensors, save_tensors
+from tunesmith.record.atomic import new_folder, remove_folder, write_json
+from tunesmith.record.hashing import sha256_file
+
+_ADAPTER, _OPTIMISER, _STATE = "adapter_model.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LoopState:
+    """Where the loop stands after `step` steps.
+
+    `rows` and `tokens` count what was learnt from so far; `seconds` the time in the loop, `step_seconds` the part of
+    it in training steps; `worse_validations` how many validations in a row were not the best.
+    """
+
+    step: int = 0
+    rows: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    step_seconds: float = 0.0
+    best_step: int = 0
+    best_loss: float | None = None
+    worse_validations: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint in memory. `optimiser` also holds the random state under `random`."""
+
+    state: LoopState
+    adapter: Mapping[str, Tensor]
+    optimiser: Mapping[str, Tensor]
+
+
+class CheckpointStore:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        #: Checkpoints that were found damaged, each with what was wrong.
+        self.damaged: list[str] = []
+
+    def save(self, checkpoint: Checkpoint, *, keep: int) -> Path:
+        """Write a checkpoint; keep the `keep` newest and the best, remove the others.
+
+        Raises:
+            StorageError: the disk is full; the earlier checkpoints are untouched.
+        """
+        folder = self._path(checkpoint.state.step)
+        if not folder.exists():
+            with new_folder(folder) as part:
+                save_tensors(part / _ADAPTER, checkpoint.adapter)
+                save_tensors(part / _OPTIMISER, checkpoint.optimiser)
+                write_json(part / _STATE, asdict(checkpoint.state))
+                write_json(
+                    part / "manifest.json", {name: sha256_file(part / name) for name in (_ADAPTER, _OPTIMISER, _STATE)}
+                )
+        steps = self.steps()
+        for step in steps[:-keep]:
+            if step != checkpoint.state.best_step:
+                remove_folder(self._path(step))
+        return folder
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, in order."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(path.name.removeprefix("step-")) for path in self._folder.glob("step-*"))
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint; damaged ones are noted in `damaged` and passed over."""
+        for step in reversed(self.steps()):
+            try:
+                return self.load(step)
+            except RunError as error:
+                self.damaged.append(str(error))
+        return None
+
+    def load(self, step: int) -> Checkpoint:
+        """Return the checkpoint of a step.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        folder = self._path(step)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            for name in (_ADAPTER, _OPTIMISER, _STATE):
+                if sha256_file(folder / name) != manifest[name]:
+                    raise ValueError(f"{name} isn't what was written")
+            state = LoopState(**json.loads((folder / _STATE).read_text(encoding="utf-8")))
+            return Checkpoint(state, load_tensors(folder / _ADAPTER), load_tensors(folder / _OPTIMISER))
+        except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
+            raise RunError(
+                f"This checkpoint is damaged: {error}.",
+                where=str(folder),
+                fix="Resume the run: it goes on from the checkpoint before.",
+                code="damaged_checkpoint",
+            ) from error
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step:06d}"

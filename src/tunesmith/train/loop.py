@@ -1,0 +1,233 @@
+"""The one training loop: stepping, accumulation, validation, early stopping, checkpoints, resume.
+
+A step's loss is the mean over all learnt tokens of its rows, however it is computed in parts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from tunesmith.chat.renderer import Rendered
+from tunesmith.errors import RunError
+from tunesmith.learn.optimiser import Optimiser
+from tunesmith.learn.step import TreeModel
+from tunesmith.learn.tree import build_tree
+from tunesmith.models.lora import LoraAdapter
+from tunesmith.record.events import EventLog
+from tunesmith.record.metrics import MetricsLog
+from tunesmith.record.observer import Observer, StepReport
+from tunesmith.specs.tune import TuneSpec
+from tunesmith.train.batches import microbatches, rows_of_steps
+from tunesmith.train.checkpoints import Checkpoint, CheckpointStore, LoopState
+from tunesmith.train.settings import numbers
+from tunesmith.train.sft import Row
+
+#: The speed that is shown is the mean over this many steps.
+_SPEED_STEPS = 10
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rendered rows to learn from, and rows whose loss is watched."""
+
+    train: Sequence[Row]
+    validation: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the loop came to. `last_loss` is the mean over the last tenth of the steps; losses in nats a token."""
+
+    state: LoopState
+    steps: int
+    last_loss: float
+    is_interrupted: bool
+    stopped_early: bool
+
+
+@dataclass(frozen=True)
+class Records:
+    """Where the loop writes what happens."""
+
+    events: EventLog
+    metrics: MetricsLog
+    checkpoints: CheckpointStore
+    observer: Observer
+
+
+class Loop:
+    """Trains one adapter on one model.
+
+    Args:
+        model: computes losses.
+        adapter: what is trained; it stands on the model already.
+        data: rendered rows.
+        spec: the resolved spec.
+        records: where steps, validations and checkpoints go.
+        should_stop: asked after each step; True writes a checkpoint and ends the loop as interrupted.
+    """
+
+    def __init__(
+        self,
+        model: TreeModel,
+        adapter: LoraAdapter,
+        data: TrainingData,
+        spec: TuneSpec,
+        records: Records,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._model = model
+        self._adapter = adapter
+        self._data = data
+        self._spec = spec
+        self._records = records
+        self._should_stop = should_stop
+        batch_size, epochs, self._validate_every = numbers(spec)
+        assert not isinstance(spec.limits.tokens_per_microbatch, str)
+        self._part_tokens = spec.limits.tokens_per_microbatch
+        self._schedule = rows_of_steps(len(data.train), batch_size, epochs, spec.seed)
+        self._optimiser = Optimiser(adapter.parameters(), spec.optimisation, len(self._schedule))
+        self._state = LoopState()
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_SPEED_STEPS)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of the same spec, data and library versions."""
+        optimiser = dict(checkpoint.optimiser)
+        torch.set_rng_state(optimiser.pop("random"))
+        self._adapter.load_tensors(checkpoint.adapter, where=f"step {checkpoint.state.step}")
+        if optimiser:
+            self._optimiser.load_tensors(optimiser)
+        self._state = checkpoint.state
+
+    def run(self) -> Outcome:
+        """Train to the end, to an early stop, or until asked to stop. The best weights are left in a checkpoint.
+
+        Raises:
+            RunError: the loss is not a finite number (`non_finite_loss`).
+            StorageError: a checkpoint can't be written.
+        """
+        model = self._model.model
+        model.train()
+        losses: deque[float] = deque(maxlen=max(1, len(self._schedule) // 10))
+        interrupted = stopped_early = False
+        if self._state.step == 0:
+            self._validate_and_save(is_start=True)
+        while self._state.step < len(self._schedule):
+            losses.append(self._step(self._schedule[self._state.step]))
+            is_last = self._state.step == len(self._schedule)
+            if is_last or self._state.step % self._validate_every == 0:
+                self._validate_and_save()
+                patience = self._spec.optimisation.patience
+                stopped_early = bool(patience) and self._state.worse_validations >= patience and not is_last
+                if stopped_early:
+                    break
+            if not is_last and self._should_stop():
+                interrupted = True
+                self._save()
+                break
+        model.eval()
+        last_loss = sum(losses) / len(losses) if losses else math.nan
+        return Outcome(self._state, len(self._schedule), last_loss, interrupted, stopped_early)
+
+    def _step(self, row_numbers: Sequence[int]) -> float:
+        """Take one optimiser step; return its loss."""
+        started = time.perf_counter()
+        rows = [self._data.train[number] for number in row_numbers]
+        sequences = [sequence for row in rows for sequence in row]
+        learnt = sum(sequence.learnt_tokens for sequence in sequences)
+        loss = 0.0
+        for part in microbatches(sequences, self._part_tokens):
+            part_loss, _ = self._model.loss(build_tree(part))
+            (part_loss / learnt).backward()  # type: ignore[no-untyped-call]
+            loss += part_loss.item() / learnt
+        if not math.isfinite(loss):
+            raise RunError(
+                f"The loss became {loss} at step {self._state.step + 1}: training has diverged.",
+                fix="Lower optimisation.learning_rate (to a third, say) and tune again.",
+                code="non_finite_loss",
+            )
+        rate = self._optimiser.step(self._state.step)
+        tokens = sum(len(sequence.token_ids) for sequence in sequences)
+        seconds = time.perf_counter() - started
+        self._recent.append((tokens, seconds))
+        self._state = replace(
+            self._state,
+            step=self._state.step + 1,
+            rows=self._state.rows + len(rows),
+            tokens=self._state.tokens + tokens,
+            seconds=self._state.seconds + seconds,
+            step_seconds=self._state.step_seconds + seconds,
+        )
+        self._report(loss, rate)
+        return loss
+
+    def _report(self, loss: float, rate: float) -> None:
+        speed = sum(tokens for tokens, _ in self._recent) / sum(seconds for _, seconds in self._recent)
+        state = self._state
+        self._records.metrics.add(state.step, loss=loss, learning_rate=rate, tokens_per_second=speed)
+        left = len(self._schedule) - state.step
+        self._records.observer.step(
+            StepReport(
+                step=state.step,
+                steps=len(self._schedule),
+                loss=loss,
+                learning_rate=rate,
+                tokens=state.tokens,
+                tokens_per_second=speed,
+                remaining_seconds=state.seconds / state.step * left,
+            )
+        )
+
+    def _validate_and_save(self, *, is_start: bool = False) -> None:
+        """Measure the validation loss, note whether it is the best so far, write a checkpoint."""
+        started = time.perf_counter()
+        loss = self.validation_loss()
+        seconds = self._state.seconds + time.perf_counter() - started
+        state = replace(self._state, seconds=seconds)
+        if loss is None:  # nothing to choose by: the newest weights are the best known
+            state = replace(state, best_step=state.step)
+        elif state.best_loss is None or loss < state.best_loss:
+            state = replace(state, best_step=state.step, best_loss=loss, worse_validations=0)
+        else:
+            state = replace(state, worse_validations=state.worse_validations + 1)
+        self._state = state
+        if loss is not None:
+            when = "before training" if is_start else f"after step {state.step}"
+            self._records.metrics.add(state.step, validation_loss=loss)
+            self._records.events.add(
+                "validation", f"Validation loss {loss:.4f} {when}.", step=state.step, validation_loss=loss
+            )
+        self._save()
+
+    def _save(self) -> None:
+        self._records.metrics.sync()
+        optimiser = {**self._optimiser.tensors(), "random": torch.get_rng_state()}
+        self._records.checkpoints.save(
+            Checkpoint(self._state, self._adapter.tensors(), optimiser), keep=self._spec.limits.keep_checkpoints
+        )
+
+    @torch.no_grad()
+    def validation_loss(self) -> float | None:
+        """Return the mean loss over the validation rows' learnt tokens, or None without such rows."""
+        sequences: list[Rendered] = [sequence for row in self._data.validation for sequence in row]
+        if not sequences:
+            return None
+        model = self._model.model
+        was_training = model.training
+        model.eval()
+        total = learnt = 0.0
+        done = 0
+        for part in microbatches(sequences, self._part_tokens):
+            tree = build_tree(part)
+            total += self._model.loss_sum(tree)
+            learnt += tree.learnt_tokens
+            done += len(part)
+            self._records.observer.progress("validating", done, len(sequences))
+        model.train(was_training)
+        return total / learnt
