@@ -87,7 +87,7 @@ class Model:
         """
         sampling = sampling or SamplingSpec.parse(settings)
         is_one = _is_one(prompts)
-        listed: Sequence[Any] = [prompts] if is_one else list(prompts)
+        listed: Sequence[Any] = [prompts] if is_one else prompts  # type: ignore[assignment]
         requests = [
             request for prompt in listed for request in self.opened.request(as_conversation(prompt), sampling).expand()
         ]

@@ -81,7 +81,7 @@ class RunError(UserError):
     """A run can't be found, started or resumed."""
 
 
-class RunInterrupted(RunError):  # noqa: N818  (an interruption isn't an error of anybody's)
+class RunInterrupted(RunError):
     """The user stopped a run; `run` continues where it was."""
 
     exit_code = 130

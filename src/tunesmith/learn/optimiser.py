@@ -12,7 +12,7 @@ from tunesmith.specs.tune import OptimisationSpec
 
 
 class Optimiser:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over a fixed list of parameters and a known number of steps."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) on fixed parameters, for a known number of steps."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], spec: OptimisationSpec, steps: int) -> None:
         """Take resolved settings: `learning_rate` is a number here."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
@@ -73,7 +74,7 @@ def prepare_for(spec: TuneSpec, loaded: LoadedModel, renderer: ChatRenderer) -> 
     Raises:
         DataError: the data can't be used.
     """
-    dtype = "bfloat16" if loaded.dtype == torch.bfloat16 else "float32"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16" if loaded.dtype == torch.bfloat16 else "float32"
     limits = resolve_limits(
         spec.limits,
         context_tokens=loaded.context_tokens,
@@ -176,7 +177,7 @@ def resume(name: str, home: Home, observer: Observer, *, untuned: Sequence[Arm] 
         return _work(folder, spec, data, parts, home, observer, untuned)
 
 
-class _watched:  # noqa: N801  (a context manager reads as a word)
+class _watched:
     """Notes in the run's status how it ended, if not well."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -274,7 +275,7 @@ def _measured(proof: Proof, arm: Arm, events: EventLog) -> ArmResult:
     return result
 
 
-def _plain(arm: dict[str, object]) -> dict[str, object]:
+def _plain(arm: dict[str, Any]) -> dict[str, Any]:
     """Return an arm's figures without the list of rows, as an event's data."""
     return {key: value for key, value in arm.items() if key != "row_scores"}
 

@@ -22,9 +22,7 @@ class DataSpec(Spec):
     mapping: dict[Literal["input", "output", "system"], str] = Field(
         default_factory=dict, description="For `columns`: which column is the input, the output, the system prompt."
     )
-    system: str | None = Field(
-        None, description="A system prompt put before every row that has none of its own."
-    )
+    system: str | None = Field(None, description="A system prompt put before every row that has none of its own.")
     validation_path: str | None = Field(
         None, description="A file of rows for validation. Without it, rows are set aside from `path`."
     )
@@ -44,7 +42,8 @@ class DataSpec(Spec):
         0.8,
         gt=0.0,
         le=1.0,
-        description="Rows whose prompts' word shingles are at least this alike (Jaccard) are never on both sides of the split.",
+        description="Rows whose prompts' word shingles are at least this alike (Jaccard) never stand on both sides of "
+        "the split.",
     )
     too_long: Literal["drop", "cut", "error"] = Field(
         "drop", description="What happens to a row longer than `limits.max_tokens`: dropped, cut at the end, refused."
@@ -85,7 +84,8 @@ class OptimisationSpec(Spec):
         "auto", description="Passes over the training rows. `auto` resolves it from the number of rows."
     )
     schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="How the learning rate falls after warm-up: to zero in a line, along a cosine, not at all."
+        "linear",
+        description="How the learning rate falls after warm-up: to zero in a line, along a cosine, not at all.",
     )
     warmup_fraction: float = Field(0.05, ge=0.0, le=0.9, description="Share of the steps in which the rate rises.")
     weight_decay: float = Field(0.0, ge=0.0, le=10.0, description="AdamW's decoupled weight decay.")
@@ -105,8 +105,8 @@ class EvaluationSpec(Spec):
 
     measure: Literal["auto", "json", "label", "text"] = Field(
         "auto",
-        description="`json`: exact object match and field F1; `label`: accuracy and macro F1; `text`: chrF and ROUGE-L; "
-        "`auto` chooses from the training rows' answers.",
+        description="`json`: exact object match and field F1; `label`: accuracy and macro F1; `text`: chrF and "
+        "ROUGE-L; `auto` chooses from the training rows' answers.",
     )
     compare_base: bool = Field(True, description="Measure the untuned base on the same rows.")
     max_output_tokens: Auto | Annotated[int, Field(ge=1)] = Field(

@@ -10,6 +10,8 @@ from tunesmith.specs.tune import LimitsSpec, OptimisationSpec, TuneSpec
 #: About how many rows' worth of learning small data gets: 1,200 rows are passed twice, 300 eight times.
 _ROWS_TO_SEE = 2400
 _MAX_EPOCHS = 8
+#: Rows in a step, for data of at most so many rows: small data still gets a fair number of steps.
+_BATCH_SIZES = ((4, 100), (8, 500), (16, 20_000))
 #: The rate that suits LoRA on a model of SmolLM2-135M's width (measured); wider models want smaller steps.
 _RATE_AT_WIDTH, _WIDTH, _WIDTH_POWER = 1e-3, 576, 0.75
 _MAX_ROW_TOKENS = 4096
@@ -46,25 +48,19 @@ def resolve_optimisation(optimisation: OptimisationSpec, *, rows: int, hidden: i
         rows: training rows.
         hidden: width of the base's hidden states.
     """
-    batch_size = optimisation.batch_size
-    if batch_size == "auto":
-        batch_size = next((size for size, most in ((4, 100), (8, 500), (16, 20_000)) if rows <= most), 32)
-    epochs = optimisation.epochs
-    if epochs == "auto":
-        epochs = float(min(_MAX_EPOCHS, max(1, round(_ROWS_TO_SEE / rows))))
-    rate = optimisation.learning_rate
-    if rate == "auto":
-        rate = float(f"{_RATE_AT_WIDTH * min(1.0, (_WIDTH / hidden) ** _WIDTH_POWER):.2g}")
-    steps = step_count(rows, batch_size, epochs)
-    every = optimisation.validate_every_steps
-    if every == "auto":
-        every = max(1, math.ceil(steps / _VALIDATIONS))
+    asked = optimisation
+    fitting = next((size for size, most in _BATCH_SIZES if rows <= most), 32)
+    batch_size = fitting if asked.batch_size == "auto" else asked.batch_size
+    passes = float(min(_MAX_EPOCHS, max(1, round(_ROWS_TO_SEE / rows))))
+    epochs = passes if asked.epochs == "auto" else asked.epochs
+    rate = float(f"{_RATE_AT_WIDTH * min(1.0, (_WIDTH / hidden) ** _WIDTH_POWER):.2g}")
+    rarely = max(1, math.ceil(step_count(rows, batch_size, epochs) / _VALIDATIONS))
     return optimisation.model_copy(
         update={
             "batch_size": batch_size,
             "epochs": epochs,
-            "learning_rate": rate,
-            "validate_every_steps": every,
+            "learning_rate": rate if asked.learning_rate == "auto" else asked.learning_rate,
+            "validate_every_steps": rarely if asked.validate_every_steps == "auto" else asked.validate_every_steps,
         }
     )
 
