@@ -1,0 +1,146 @@
+"""The server process: a socket, uvicorn on it, and a clean stop."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+
+from tunesmith.errors import SpecError
+from tunesmith.record.home import Home
+from tunesmith.rest.app import create_app
+from tunesmith.serve.answering import EngineLimits
+from tunesmith.serve.catalogue import Catalogue
+from tunesmith.serve.pool import ModelPool
+from tunesmith.specs.serving import ServeSpec
+
+#: How long an idle connection is kept: longer than clients keep theirs, so that none sends into a closing one.
+_KEEP_ALIVE_SECONDS = 75
+
+
+def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve until the process is told to stop (SIGINT, SIGTERM); answers in progress get time to finish.
+
+    Args:
+        spec: what to serve, where, and to whom.
+        home: where models are kept.
+        on_ready: called with the server's address (`http://127.0.0.1:8000`) once it answers.
+
+    Raises:
+        ModelError: a model that the spec names can't be found.
+        SpecError: the address can't be listened on (`code="port_in_use"`, `"bad_host"`).
+    """
+    # First the address: finding out takes no time, loading models does.
+    with _listen(spec.host, spec.port) as listening:
+        pool = ModelPool(
+            Catalogue(home, spec.models),
+            home,
+            dtype=spec.dtype,
+            limits=EngineLimits(spec.max_batch, spec.max_cache_tokens),
+            max_loaded=spec.max_loaded_models,
+            max_waiting=spec.max_waiting,
+        )
+        config = uvicorn.Config(
+            create_app(pool, spec),
+            loop="asyncio",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=spec.shutdown_seconds,
+        )
+        with _signals_stop_cleanly():
+            _Server(config, lambda: on_ready and on_ready(address_of(listening))).run(sockets=[listening])
+
+
+def address_of(listening: socket.socket) -> str:
+    """Return the address under which a listening socket can be called from this machine."""
+    host, port = listening.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104  (compared, not bound)
+        host = "127.0.0.1" if listening.family == socket.AF_INET else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """Tells when it answers."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        SpecError: the port is taken or not allowed, or the host isn't this machine.
+    """
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # `localhost` may be both; callers try 127.0.0.1 in any case.
+        family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(1024)
+        except OSError:
+            listening.close()
+            raise
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SpecError(
+                f"Port {port} is in use by another program.",
+                where=f"{host}:{port}",
+                fix="Stop that program, or choose another port; port 0 takes a free one.",
+                code="port_in_use",
+                param="port",
+            ) from error
+        if error.errno == errno.EACCES:
+            raise SpecError(
+                f"This user may not listen on port {port}.",
+                where=f"{host}:{port}",
+                fix="Choose a port from 1024 on.",
+                code="port_not_allowed",
+                param="port",
+            ) from error
+        raise SpecError(
+            f"This address can't be listened on: {error.strerror or error}.",
+            where=f"{host}:{port}",
+            fix="Use an address of this machine, such as 127.0.0.1 or 0.0.0.0.",
+            code="bad_host",
+            param="host",
+        ) from error
+    return listening
+
+
+@contextmanager
+def _signals_stop_cleanly() -> Iterator[None]:
+    """Let the process live on after uvicorn has stopped for a signal: uvicorn raises the signal again at its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def live_on(_: int, __: FrameType | None) -> None:
+        return
+
+    before = {one: signal.signal(one, live_on) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

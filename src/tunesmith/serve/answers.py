@@ -1,0 +1,108 @@
+"""Listening to a worker: from asyncio, or from a plain thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from tunesmith.errors import TunesmithError
+from tunesmith.generate.completion import Completion
+from tunesmith.generate.request import Delta, Request
+from tunesmith.serve.worker import Worker
+
+
+class AsyncAnswers:
+    """The answers to requests that were submitted together, as they grow. `close` it in any case.
+
+    Made inside a running event loop.
+
+    Raises:
+        RequestError: see `Worker.submit`.
+    """
+
+    def __init__(self, worker: Worker, requests: Sequence[Request]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._heard: asyncio.Queue[tuple[int, Delta | TunesmithError]] = asyncio.Queue()
+        self._worker = worker
+        self._unfinished = len(requests)
+        self._ticket = worker.submit(requests, self._hear)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every answer has come to its end."""
+        return self._unfinished == 0
+
+    async def next(self, timeout_seconds: float | None = None) -> tuple[int, Delta]:
+        """Wait for what comes next: the index of a request, and what was added to its answer.
+
+        Raises:
+            TimeoutError: nothing came in time; ask again.
+            TunesmithError: the answer can't be finished.
+        """
+        async with asyncio.timeout(timeout_seconds):
+            index, event = await self._heard.get()
+        if isinstance(event, TunesmithError):
+            raise event
+        if event.completion is not None:
+            self._unfinished -= 1
+        return index, event
+
+    async def completions(self) -> list[Completion]:
+        """Wait for all answers; in the order of the requests.
+
+        Raises:
+            TunesmithError: one can't be finished.
+        """
+        done: dict[int, Completion] = {}
+        while not self.is_finished:
+            index, delta = await self.next()
+            if delta.completion is not None:
+                done[index] = delta.completion
+        return [done[index] for index in sorted(done)]
+
+    def close(self) -> None:
+        """Stop what isn't finished."""
+        if not self.is_finished:
+            self._worker.cancel(self._ticket)
+
+    def _hear(self, index: int, event: Delta | TunesmithError) -> None:
+        # A loop that is closed has nobody left who could listen.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._heard.put_nowait, (index, event))
+
+
+class Answers:
+    """As `AsyncAnswers`, for a plain thread: iterate over it; leaving its `with` block stops what isn't finished."""
+
+    def __init__(self, worker: Worker, requests: Sequence[Request]) -> None:
+        self._heard: queue.SimpleQueue[tuple[int, Delta | TunesmithError]] = queue.SimpleQueue()
+        self._worker = worker
+        self._unfinished = len(requests)
+        self._ticket = worker.submit(requests, lambda index, event: self._heard.put((index, event)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._unfinished:
+            self._worker.cancel(self._ticket)
+
+    def __iter__(self) -> Iterator[tuple[int, Delta]]:
+        """Give the index of a request and what was added to its answer, until all are finished.
+
+        Raises:
+            TunesmithError: an answer can't be finished.
+        """
+        while self._unfinished:
+            index, event = self._heard.get()
+            if isinstance(event, TunesmithError):
+                raise event
+            if event.completion is not None:
+                self._unfinished -= 1
+            yield index, event

@@ -1,0 +1,175 @@
+"""One thread for each loaded model: it alone uses the engine, anybody may hand it requests."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tunesmith.errors import RequestError, TunesmithError
+from tunesmith.generate.request import Delta, Request
+from tunesmith.serve.answering import OpenModel
+from tunesmith.serve.turns import Turns
+
+#: Hears what becomes of one request of a ticket: its index, and a delta or the error that ended it. Called from the
+#: worker's thread, so it must return at once and never raise.
+Listener = Callable[[int, Delta | TunesmithError], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """Requests that were submitted together, until each is finished."""
+
+    requests: tuple[Request, ...]
+    listener: Listener
+    running: dict[int, int] = field(default_factory=dict)  # engine's request id -> index
+    is_started: bool = False
+    is_cancelled: bool = False
+
+
+class Worker:
+    """Answers with one model until it is closed.
+
+    A fault in a step fails the answers that were in flight; the worker goes on with a fresh engine.
+
+    Args:
+        opened: the model; its engine belongs to this worker from now on.
+        max_waiting: requests beyond the engine's batch that may wait.
+        turns: shared with the workers of other models.
+    """
+
+    def __init__(self, opened: OpenModel, *, max_waiting: int, turns: Turns) -> None:
+        self.opened = opened
+        self._capacity = opened.limits.max_batch + max_waiting
+        self._turns = turns
+        self._wake = threading.Condition()
+        self._inbox: list[Ticket] = []
+        self._unfinished = 0
+        self._is_closing = False
+        self._owners: dict[int, Ticket] = {}  # by the engine's request id; used by the worker's thread alone
+        self._thread = threading.Thread(target=self._run, name=f"answer {opened.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def unfinished(self) -> int:
+        """How many requests are waiting or in flight."""
+        return self._unfinished
+
+    def submit(self, requests: Sequence[Request], listener: Listener) -> Ticket:
+        """Queue requests, all or none; `listener` hears of each until it ends.
+
+        Raises:
+            RequestError: a request can't be answered, there are more than fit at all, or too many wait already
+                (`code="overloaded"`).
+        """
+        for request in requests:
+            self.opened.engine.check(request)
+        if len(requests) > self._capacity:
+            raise RequestError(
+                f"This server gives at most {self._capacity} answers at once.",
+                fix="Ask for fewer answers.",
+                code="too_many_answers",
+                param="n",
+            )
+        ticket = Ticket(tuple(requests), listener)
+        with self._wake:
+            if self._is_closing:
+                raise _closed()
+            if self._unfinished + len(requests) > self._capacity:
+                raise RequestError(
+                    f"{self._unfinished} answers are waiting for this model already.",
+                    fix="Try again shortly.",
+                    code="overloaded",
+                )
+            self._unfinished += len(requests)
+            self._inbox.append(ticket)
+            self._wake.notify()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Stop what isn't finished of a ticket; its listener hears nothing more. Twice, or too late, is fine."""
+        with self._wake:
+            if not ticket.is_cancelled:
+                ticket.is_cancelled = True
+                self._inbox.append(ticket)
+                self._wake.notify()
+
+    def close(self) -> None:
+        """Fail what isn't finished, and end the thread."""
+        with self._wake:
+            self._is_closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._inbox or self._is_closing or self.opened.engine.has_work):
+                    self._wake.wait()
+                tickets, self._inbox = self._inbox, []
+                is_closing = self._is_closing
+            try:
+                self._take_in(tickets)
+                if is_closing:
+                    break
+                with self._turns.take():
+                    deltas = self.opened.engine.step()
+                for delta in deltas:
+                    self._tell(delta)
+            # Whatever went wrong, the next request must find a working model; the fault is logged and told.
+            except Exception:
+                _log.exception("%s failed while answering", self.opened.name)
+                self._fail_all(
+                    TunesmithError(
+                        "The model failed while it was answering.", fix="See the server's log.", code="answer_failed"
+                    )
+                )
+                self.opened.renew_engine()
+        self._fail_all(_closed())
+
+    def _take_in(self, tickets: Sequence[Ticket]) -> None:
+        """Start new tickets and stop cancelled ones."""
+        for ticket in tickets:
+            if ticket.is_cancelled:
+                for request_id in ticket.running:
+                    self.opened.engine.cancel(request_id)
+                    del self._owners[request_id]
+                # A ticket that is cancelled before it was started comes twice.
+                self._release(len(ticket.running) if ticket.is_started else len(ticket.requests))
+                ticket.running.clear()
+                ticket.is_started = True
+            elif not ticket.is_started:
+                ticket.is_started = True
+                for index, request in enumerate(ticket.requests):
+                    request_id = self.opened.engine.add(request)
+                    ticket.running[request_id] = index
+                    self._owners[request_id] = ticket
+
+    def _tell(self, delta: Delta) -> None:
+        ticket = self._owners[delta.request_id]
+        index = ticket.running[delta.request_id]
+        if delta.completion is not None:
+            del ticket.running[delta.request_id], self._owners[delta.request_id]
+            self._release(1)
+        if not ticket.is_cancelled:
+            ticket.listener(index, delta)
+
+    def _fail_all(self, error: TunesmithError) -> None:
+        """End every request that was started with `error`."""
+        owners, self._owners = self._owners, {}
+        self._release(len(owners))
+        for request_id, ticket in owners.items():
+            index = ticket.running.pop(request_id)
+            if not ticket.is_cancelled:
+                ticket.listener(index, error)
+
+    def _release(self, count: int) -> None:
+        with self._wake:
+            self._unfinished -= count
+
+
+def _closed() -> RequestError:
+    return RequestError("The model is being unloaded.", fix="Try again.", code="overloaded")

@@ -1,0 +1,92 @@
+"""`ServeSpec`: which models a server answers with, where it listens, and who may ask."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from tunesmith.specs.base import Spec
+
+#: Holds the keys of a server, separated by commas.
+KEY_VARIABLE = "TUNESMITH_API_KEY"
+
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+class ServeSpec(Spec):
+    """What a server is asked for. A server that other machines can reach must have a key."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 is every address.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_keys: tuple[SecretStr, ...] = Field(
+        (), description="Keys that callers must send one of. None: anybody on this machine may ask."
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="Further names under which a server without a key may be called (`Host` and `Origin`)."
+    )
+    models: tuple[str, ...] = Field(
+        (), description="Serve these models only: any base or tuned model. None: embedded bases, all tuned models."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Number format of weights and activations. `auto`: bfloat16 where it is fast."
+    )
+    max_loaded_models: int = Field(
+        2, ge=1, le=64, description="Models in memory at once; the least recently used one makes room."
+    )
+    max_batch: int = Field(32, ge=1, le=1024, description="Answers that one model computes side by side.")
+    max_cache_tokens: int = Field(
+        131_072, ge=64, description="Tokens whose keys and values one model holds in memory, all answers together."
+    )
+    max_waiting: int = Field(
+        256, ge=0, le=100_000, description="Answers that may wait for one model; more are refused with status 429."
+    )
+    default_max_tokens: int = Field(
+        1024, ge=1, le=1_000_000, description="Longest answer, in tokens, where a request sets no limit of its own."
+    )
+    max_body_bytes: int = Field(16 << 20, ge=1024, description="Largest request.")
+    shutdown_seconds: int = Field(
+        20, ge=1, le=3600, description="How long answers in progress may still take when the server is stopped."
+    )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_are_sendable(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        """Refuse a key that no HTTP header can carry."""
+        for key in keys:
+            text = key.get_secret_value()
+            if not text or not all("!" <= c <= "~" for c in text):
+                raise ValueError("a key holds at least one visible ASCII character, and no spaces")
+        return keys
+
+    @model_validator(mode="after")
+    def _open_servers_have_keys(self) -> Self:
+        """Refuse to be reachable from other machines without a key."""
+        if not self.api_keys and not self.is_loopback:
+            raise ValueError(
+                f"{self.host} can be reached from other machines, so a key is needed: set {KEY_VARIABLE} or --api-key, "
+                "or listen on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host.lower() == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def own_hosts(self) -> frozenset[str]:
+        """Host names, in lower case, under which a server without a key may be called."""
+        return frozenset(name.lower().strip("[]") for name in (*_LOOPBACK_NAMES, self.host, *self.allowed_hosts))
+
+
+def keys_from(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the keys that `TUNESMITH_API_KEY` holds."""
+    return tuple(key for part in environment.get(KEY_VARIABLE, "").split(",") if (key := part.strip()))

@@ -1,0 +1,63 @@
+"""A real server process for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROGRAM = """
+import json, sys
+from tunesmith.record.home import Home
+from tunesmith.rest.server import run_server
+from tunesmith.specs.serving import ServeSpec
+
+run_server(ServeSpec.parse(json.loads(sys.argv[1])), Home.from_environment(), on_ready=lambda url: print(url, flush=True))
+"""
+
+
+@dataclass
+class ServerProcess:
+    """A running server: its address and its process."""
+
+    url: str
+    process: subprocess.Popen[str]
+    errors: Path
+
+    def stop(self, with_signal: int = signal.SIGTERM) -> int:
+        """Tell it to stop; return its exit code."""
+        self.process.send_signal(with_signal)
+        return self.process.wait(timeout=60)
+
+
+@contextlib.contextmanager
+def running_server(folder: Path, home: Path, **settings: object) -> Iterator[ServerProcess]:
+    """Start a server on a free port and wait until it answers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    errors = folder / "server.log"
+    with errors.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, json.dumps({"port": 0, **settings})],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "TUNESMITH_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        )
+        alarm = threading.Timer(120, process.kill)
+        alarm.start()
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            assert url, errors.read_text()
+            yield ServerProcess(url, process, errors)
+        finally:
+            alarm.cancel()
+            process.kill()
+            process.wait()
