@@ -1,0 +1,53 @@
+"""`tunesmith generate`: answers to a file of prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from tunesmith.cli.engine_room import api
+from tunesmith.cli.options import Json, Quiet, takes_settings
+from tunesmith.cli.quantities import duration, plural
+from tunesmith.cli.screen import Screen
+from tunesmith.cli.watch import Watcher
+from tunesmith.specs.generation import SamplingSpec
+
+#: Options of every command that samples.
+SAMPLING_FLAGS = {
+    "temperature": "--temperature",
+    "top_p": "--top-p",
+    "max_completion_tokens": "--max-completion-tokens",
+    "stop": "--stop",
+    "seed": "--seed",
+}
+
+
+@takes_settings(
+    SamplingSpec,
+    {**SAMPLING_FLAGS, "n": "--n", "logprobs": "--logprobs", "top_logprobs": "--top-logprobs"},
+    panel="Sampling",
+)
+def generate(
+    settings: dict[str, Any],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A tuned model (ft: name, id, label) or a base.")],
+    source: Annotated[Path, typer.Option("--input", metavar="FILE", help="The prompts: texts, messages, or rows.")],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Where the answers go, in the same order.")],
+    system: Annotated[str | None, typer.Option(help="A system prompt for prompts that have none.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer a file of prompts. Run the same command again to go on where it was stopped."""
+    sampling = SamplingSpec.parse(settings)
+    screen = Screen(json=json, quiet=quiet)
+    with Watcher(screen) as watcher:
+        figures = api.generate_file(model, source, output, sampling=sampling, system=system, observer=watcher)
+    screen.result(
+        Text(
+            f"{plural(figures.requests, 'answer')} with {plural(figures.output_tokens, 'token')} in "
+            f"{duration(figures.seconds)} ({figures.tokens_per_second:,.0f} tokens/s), in {output}."
+        )
+    )
+    screen.finish(figures.model_dump())

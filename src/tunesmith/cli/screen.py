@@ -1,0 +1,87 @@
+"""Where a command shows things: the story on standard output, progress on standard error, JSON alone if asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import to_json
+from rich.console import Console, RenderableType
+from rich.text import Text
+from rich.theme import Theme
+
+#: Lines longer than this are tiring to read.
+_MAX_WIDTH = 100
+
+_THEME = Theme(
+    {
+        "heading": "bold cyan",
+        "faint": "bright_black",
+        "learnt": "bold green",
+        "good": "green",
+        "warn": "yellow",
+        "bad": "red",
+        "name": "bold",
+        "bar.complete": "cyan",
+        "bar.finished": "green",
+        "bar.back": "bright_black",
+    }
+)
+
+
+class Screen:
+    """What one command writes to.
+
+    Attributes:
+        story: for people who read along; standard error when JSON was asked for.
+        progress: for what changes while one waits: standard error.
+        is_live: whether progress may redraw itself; otherwise it comes in plain lines.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        self.is_json = json
+        self.story = _console(stderr=json, quiet=quiet)
+        self.progress = _console(stderr=True, quiet=quiet)
+        self._result = _console(stderr=json)
+        self.is_live = self.progress.is_terminal and not self.progress.is_dumb_terminal and not quiet
+
+    def heading(self, words: str) -> None:
+        """Begin a section."""
+        self.story.print()
+        self.story.print(Text(words, style="heading"))
+
+    def say(self, *lines: RenderableType) -> None:
+        """Tell something; texts may carry rich's markup, so what users wrote goes in as `Text`."""
+        for line in lines:
+            self.story.print(line)
+
+    def result(self, *lines: RenderableType) -> None:
+        """Tell what the command came to, also when it should be quiet."""
+        for line in lines:
+            self._result.print(line)
+
+    def finish(self, values: Mapping[str, Any]) -> None:
+        """End a command: with `--json`, its one object."""
+        if self.is_json:
+            print_json(values)
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Write one JSON object to standard output."""
+    # A loss that isn't a number becomes null: JSON has no word for it.
+    sys.stdout.write(to_json(values, inf_nan_mode="null", fallback=str).decode("utf-8") + "\n")
+    sys.stdout.flush()
+
+
+def error_console() -> Console:
+    """Return a console on standard error, for errors."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool, quiet: bool = False) -> Console:
+    """Return a console as wide as is good to read; texts are never recoloured by guesses."""
+    console = Console(stderr=stderr, quiet=quiet, theme=_THEME, highlight=False)
+    if not console.is_terminal or console.width > _MAX_WIDTH:
+        console.width = _MAX_WIDTH
+    return console

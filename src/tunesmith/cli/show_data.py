@@ -1,0 +1,138 @@
+"""The rows as people look at them: what was recognised, where the rows went, what is learnt token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.cli.quantities import plural
+from tunesmith.cli.screen import Screen
+
+#: Longer rows are shown with their middle left out.
+_TOKENS_SHOWN = 240
+_DROPPED_SHOWN = 5
+_FORMS = {
+    "chat": "chat messages",
+    "prompt_completion": "prompts with completions",
+    "alpaca": "Alpaca instructions",
+    "sharegpt": "ShareGPT conversations",
+    "columns": "columns",
+}
+
+
+def show_recognition(screen: Screen, report: Mapping[str, Any]) -> None:
+    """Say which form the rows have, and why."""
+    form = _FORMS.get(report["format"], report["format"])
+    screen.say(Text.assemble("Recognised as ", (form, "name"), (f": {report['reason']}.", "faint")))
+
+
+def show_counts(screen: Screen, report: Mapping[str, Any]) -> None:
+    """Draw where the rows went, then what a person should know about them."""
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    table.add_column(justify="right", style="name")
+    table.add_column()
+    table.add_column(style="faint")
+    table.add_row(f"{report['rows']:,}", "rows", "read from the file")
+    table.add_row(f"{report['train']:,}", "to learn from", "")
+    table.add_row(f"{report['validation']:,}", "for validation", "watched during training, never learnt")
+    table.add_row(f"{report['test']:,}", "for the test", "locked away until the end")
+    if report["dropped"]:
+        codes = ", ".join(f"{count:,} {code.replace('_', ' ')}" for code, count in report["dropped_by_code"].items())
+        table.add_row(f"{report['dropped']:,}", "dropped", codes)
+    if report.get("left_out"):
+        table.add_row(f"{report['left_out']:,}", "left out", "beyond the most rows to learn from")
+    screen.say(table)
+
+
+def show_findings(screen: Screen, report: Mapping[str, Any]) -> None:
+    """List what may spoil a training; say so when there is nothing."""
+    for row in report.get("dropped_rows", ())[:_DROPPED_SHOWN]:
+        screen.say(Text(f"  dropped  {_place(row)}: {row['reason']}", style="faint"))
+    more = report["dropped"] - min(_DROPPED_SHOWN, len(report.get("dropped_rows", ())))
+    if more > 0 and report.get("dropped_rows"):
+        screen.say(Text(f"           ... and {more:,} more", style="faint"))
+    if not report["findings"]:
+        screen.say(Text.assemble(("✓ ", "good"), "Nothing else to worry about."))
+    for finding in report["findings"]:
+        screen.say(Text.assemble(("! ", "warn"), finding["message"]))
+        places = finding.get("places", ())
+        if places:
+            listed = ", ".join(_place(place) for place in places[:3])
+            screen.say(Text(f"  {listed}{' and others' if finding['count'] > 3 else ''}", style="faint"))
+
+
+def show_content(screen: Screen, report: Mapping[str, Any]) -> None:
+    """Draw how long the rows are and which answers are frequent."""
+    words, answers = report["words"], report["answers"]
+    table = Table(box=None, padding=(0, 2), header_style="faint")
+    table.add_column("words")
+    for name in ("least", "median", "95 %", "most"):
+        table.add_column(name, justify="right")
+    for name in ("prompt", "answer"):
+        values = words[name]
+        table.add_row(name, *(f"{values[key]:,.0f}" for key in ("least", "median", "p95", "most")))
+    screen.say(table)
+    if answers["distinct"] > 1 and answers["top"] and answers["top"][0]["rows"] > 1:
+        frequent = [f"{item['text']!r} ({item['share']:.0%})" for item in answers["top"][:3] if item["rows"] > 1]
+        listed = ", ".join(text if len(text) <= 60 else f"{text[:56]}...'" for text in frequent)
+        screen.say(
+            Text.assemble(f"{answers['distinct']:,} different answers", (f"; the most frequent: {listed}", "faint"))
+        )
+
+
+def show_tokens(screen: Screen, tokens: Sequence[tuple[str, bool]], *, why: str = "") -> None:
+    """Draw one row as the model sees it: neighbouring tokens in two shades, learnt ones in colour."""
+    learnt = sum(is_learnt for _, is_learnt in tokens)
+    draw = _shaded if screen.story.is_terminal else _bracketed
+    screen.say(Padding(draw(_middle_left_out(tokens)), (0, 2)))
+    mark = ("in colour", "learnt") if screen.story.is_terminal else ("between « and »", "")
+    screen.say(
+        Text.assemble(
+            f"{plural(len(tokens), 'token')}; the {learnt:,} ",
+            mark,
+            f" are learnt, the others only read.{f' {why}' if why else ''}",
+        )
+    )
+
+
+def _middle_left_out(tokens: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    if len(tokens) <= _TOKENS_SHOWN:
+        return list(tokens)
+    half = _TOKENS_SHOWN // 2
+    return [*tokens[:half], (f"\n… {len(tokens) - 2 * half:,} tokens …\n", False), *tokens[-half:]]
+
+
+def _shaded(tokens: Sequence[tuple[str, bool]]) -> RenderableType:
+    text = Text()
+    for i, (words, is_learnt) in enumerate(tokens):
+        colour = "bold green" if is_learnt else "default"
+        # A line end is shown, because it is a token like any other, and then obeyed.
+        shown = words.replace("\n", "↵")
+        text.append(shown, style=f"{colour} on {'grey19' if i % 2 else 'grey11'}")
+        text.append("\n" * words.count("\n"))
+    return text
+
+
+def _bracketed(tokens: Sequence[tuple[str, bool]]) -> RenderableType:
+    text = Text()
+    inside = False
+    for words, is_learnt in tokens:
+        if is_learnt != inside:
+            text.append("«" if is_learnt else "»")
+        elif text.plain and not text.plain.endswith("\n"):
+            text.append("|")
+        inside = is_learnt
+        text.append(words.replace("\n", "↵") + "\n" * words.count("\n"))
+    if inside:
+        text.append("»")
+    return text
+
+
+def _place(value: Mapping[str, Any]) -> str:
+    unit = "line" if "line" in value else "row"
+    return f"{unit} {value[unit]:,}"

@@ -1,0 +1,142 @@
+"""What a run will do and what came of it: the plan, the scores with their intervals, rows side by side, the verdict."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import ROUNDED, SIMPLE_HEAD
+from rich.console import Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.cli.quantities import amount, duration, plural, size
+from tunesmith.cli.screen import Screen
+
+_VERDICTS = {
+    "ship": ("Ship it", "good"),
+    "dont_ship": ("Don't ship it", "bad"),
+    "not_enough_evidence": ("Not enough evidence", "warn"),
+    "tuning_not_needed": ("Tuning isn't needed", "warn"),
+}
+_SHOWN_CHARACTERS = 400
+
+
+def show_plan(screen: Screen, plan: dict[str, Any]) -> None:
+    """Draw what will run and what it takes; `plan` is `Plan.to_json()`."""
+    share = plan["trained_parameters"] / max(1, plan["parameters"])
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    table.add_column(style="faint")
+    table.add_column()
+    table.add_row("base", Text(f"{plan['base']}, {amount(plan['parameters'])} parameters", style="name"))
+    table.add_row("method", f"{plan['method']} with {plan['adapter']}")
+    table.add_row("trained", f"{amount(plan['trained_parameters'])} parameters ({share:.1%})")
+    table.add_row("rows", f"{plan['rows']:,} with {plan['tokens']:,} tokens; at most {plan['max_tokens']:,} in a row")
+    table.add_row(
+        "steps", f"{plan['steps']:,} of {plural(plan['batch_size'], 'row')}: each row {_times(plan['epochs'])}"
+    )
+    table.add_row("learning rate", f"{plan['learning_rate']:g} at its highest")
+    table.add_row("on", f"{plan['device']}, in {plan['dtype']}")
+    table.add_row("memory", f"about {size(plan['memory_bytes'])}")
+    table.add_row("time", f"about {duration(plan['seconds'])} of training")
+    screen.say(table)
+
+
+def show_arms(screen: Screen, arms: Sequence[Any], *, confidence: float = 0.95) -> None:
+    """Draw the scores of arms (`evaluate.comparison.ArmResult`), the last one the tuned model, with what they cost."""
+    first = arms[0]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="faint", show_edge=False)
+    table.add_column(f"{first.rows:,} unseen rows")
+    for arm in arms:
+        table.add_column(Text(arm.name), justify="right", style="name" if arm is arms[-1] else "")
+    score = [_interval(arm.score, is_share=arm.measure.is_binary) for arm in arms]
+    table.add_row(f"{first.measure.name}, {confidence:.0%} interval", *score)
+    for name in first.secondary:
+        shares = name != "loss on the reference"
+        table.add_row(name, *(_value(arm.secondary[name].value, is_share=shares) for arm in arms), style="faint")
+    for field in first.fields:
+        f1 = [next((item.f1 for item in arm.fields if item.path == field.path), None) for arm in arms]
+        cells = ["–" if value is None else f"{100 * value:.0f}" for value in f1]
+        table.add_row(f"  F1 of {field.path}", *cells, style="faint")
+    table.add_section()
+    table.add_row("tokens of a prompt", *(f"{arm.cost.mean_prompt_tokens:,.0f}" for arm in arms))
+    table.add_row("seconds a request", *(f"{arm.cost.mean_seconds:.2f}" for arm in arms))
+    screen.say(table)
+
+
+def show_verdict(screen: Screen, verdict: Any) -> None:
+    """Draw the verdict (`evaluate.verdict.Verdict`) with its reasons."""
+    title, colour = _VERDICTS[verdict.kind]
+    reasons = [Text(reason, style="faint") for reason in verdict.reasons]
+    screen.result(
+        Panel(
+            Group(Text(verdict.sentence), *reasons),
+            title=f"[{colour}]{title}[/]",
+            title_align="left",
+            border_style=colour,
+            box=ROUNDED,
+            padding=(0, 1),
+        )
+    )
+
+
+def show_side_by_side(screen: Screen, rows: Sequence[Any]) -> None:
+    """Draw rows (`evaluate.side_by_side.ShownRow`) with the right answer and every arm's."""
+    for row in rows:
+        table = Table.grid(padding=(0, 2), pad_edge=True)
+        table.add_column(style="faint", no_wrap=True)
+        table.add_column(overflow="fold")
+        for role, words in row.prompt:
+            table.add_row(role, _words(words))
+        table.add_row("right", _words(row.reference, "name"))
+        for answer in row.answers:
+            mark, colour = ("✓", "good") if answer.score >= 1.0 else ("✗", "bad")
+            table.add_row(answer.arm, Text.assemble((f"{mark} ", colour), _words(answer.text)))
+        screen.say(table, "")
+
+
+def show_next(screen: Screen, model: str, *, run_folder: Any = None, report: Any = None) -> None:
+    """Say the model's name, where everything is, and what to do now."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="faint")
+    facts.add_column(overflow="fold")
+    facts.add_row("model", Text(model, style="name"))
+    for name, path in (("run", run_folder), ("report", report)):
+        if path is not None:
+            facts.add_row(name, Text(str(path)))
+    facts.add_row("talk to it", Text(f"tunesmith chat {shlex.quote(model)}"))
+    facts.add_row("serve it", Text("tunesmith serve"))
+    screen.result(facts)
+
+
+def client_lines(model: str, address: str = "http://127.0.0.1:8000", *, question: str = "Hello!") -> list[str]:
+    """Return the five lines of Python that call a served model with the `openai` package."""
+    return [
+        "from openai import OpenAI",
+        f'client = OpenAI(base_url="{address}/v1", api_key="none")',
+        f'messages = [{{"role": "user", "content": {question!r}}}]',
+        f"answer = client.chat.completions.create(model={model!r}, messages=messages)",
+        "print(answer.choices[0].message.content)",
+    ]
+
+
+def _interval(interval: Any, *, is_share: bool) -> str:
+    """Return `86 % (81 to 90)`, or `45.1 (43.0 to 47.2)` for graded scores."""
+    digits, unit = (0, " %") if is_share else (1, "")
+    value, low, high = (f"{100 * number:.{digits}f}" for number in (interval.value, interval.low, interval.high))
+    return f"{value}{unit} ({low} to {high})"
+
+
+def _value(value: float, *, is_share: bool) -> str:
+    return f"{100 * value:.0f}" if is_share else f"{value:.3f}"
+
+
+def _words(text: str, style: str = "") -> Text:
+    shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} …"
+    return Text(shown or "(nothing)", style=style if shown else "faint")
+
+
+def _times(epochs: float) -> str:
+    return {1.0: "once", 2.0: "twice"}.get(float(epochs), f"{epochs:g} times")

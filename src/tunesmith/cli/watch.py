@@ -1,0 +1,112 @@
+"""Watching work in the terminal: bars that move where they can, plain lines where they can't."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.text import Text
+
+from tunesmith.cli.bars import bars_for
+from tunesmith.cli.quantities import duration
+from tunesmith.cli.screen import Screen
+from tunesmith.cli.show_data import show_counts, show_findings, show_recognition, show_tokens
+from tunesmith.cli.show_result import show_plan
+from tunesmith.record.events import Event
+from tunesmith.record.observer import Observer, StepReport
+
+_HEADINGS = {
+    "data": "The data",
+    "row": "One row as the model sees it",
+    "plan": "The plan",
+    "untuned": "Before: the untuned base on the test rows",
+    "training": "Training",
+    "tuned": "After: the tuned model on the same rows",
+}
+
+
+class Watcher(Observer):
+    """Shows what a run does. Use it as a context: leaving it ends a bar that is still moving.
+
+    Args:
+        screen: where to.
+        on_section: told which part of a run begins (`data`, `row`, `plan`, `untuned`, `training`, `tuned`), once each.
+    """
+
+    def __init__(self, screen: Screen, on_section: Callable[[str], None] | None = None) -> None:
+        self._screen = screen
+        self._bars = bars_for(screen)
+        self._on_section = on_section or (lambda name: screen.heading(_HEADINGS[name]))
+        self._begun: set[str] = set()
+        self._validation_loss: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def event(self, event: Event) -> None:
+        """Show an event: the data and the plan as tables, losses in the bar, warnings as they are."""
+        data = event.data
+        match event.type:
+            case "run_started":
+                self._bars.stop()
+                self._screen.say(Text(f"Run {data['run']}", style="faint"))
+            case "data_prepared":
+                self.section("data")
+                show_recognition(self._screen, data["report"])
+                show_counts(self._screen, data["report"])
+                show_findings(self._screen, data["report"])
+            case "row_rendered":
+                self.section("row")
+                show_tokens(self._screen, data["tokens"])
+            case "plan":
+                self.section("plan")
+                show_plan(self._screen, dict(data))
+            case "validation":
+                self._validation_loss = data["validation_loss"]
+                if not self._screen.is_live:
+                    self._screen.progress.print(Text(event.message))
+            case "evaluation":
+                self._bars.stop()
+                low, value, high = (100 * data[key] for key in ("low", "score", "high"))
+                words = f"{data['measure']} {value:.0f}", f" of 100 ({low:.0f} to {high:.0f})"
+                self._screen.say(Text.assemble(f"{data['name']}: ", (words[0], "name"), words[1]))
+            case "run_resumed" | "early_stop":
+                self._bars.stop()
+                self._screen.say(Text(event.message))
+            case _ if event.level != "info":
+                self._bars.stop()
+                self._screen.say(Text.assemble(("! ", "warn"), event.message))
+
+    def step(self, report: StepReport) -> None:
+        """Move the training's bar."""
+        self.section("training")
+        parts = [f"loss {report.loss:.3f}"]
+        if self._validation_loss is not None:
+            parts.append(f"validation {self._validation_loss:.3f}")
+        parts.append(f"{report.tokens_per_second:,.0f} tokens/s")
+        is_last = report.step >= report.steps
+        parts.append("done" if is_last else f"{duration(report.remaining_seconds)} left")
+        self._bars.move("training", report.step, report.steps, " · ".join(parts))
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Move the bar of some other work."""
+        if what.startswith("asking "):
+            self.section("tuned" if "training" in self._begun else "untuned")
+        # Validation interrupts the training for a moment; it is no section of its own.
+        is_aside = what == "validating"
+        if is_aside:
+            self.section("training")
+        self._bars.move(what, done, total, is_aside=is_aside)
+
+    def section(self, name: str) -> None:
+        """Begin a part of the run, if it hasn't begun yet."""
+        if name not in self._begun:
+            self._begun.add(name)
+            self._bars.stop()
+            self._on_section(name)

@@ -1,0 +1,1 @@
+"""The demo's rows and prompts: data, and what is asked of it. No heavy imports."""
