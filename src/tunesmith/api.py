@@ -25,6 +25,7 @@ from tunesmith.record.home import Home
 from tunesmith.record.observer import Observer
 from tunesmith.runs import execute, folder
 from tunesmith.runs.folder import RunView
+from tunesmith.runs.preview import preview_tokens
 from tunesmith.runs.proof import Proof
 from tunesmith.runs.result import RunResult
 from tunesmith.serve import answering, batch
@@ -169,9 +170,7 @@ def check(data: str | Path | DataSpec, *, base: str | None = None, home: Home | 
     tune_spec = TuneSpec(base=base, data=spec)
     loaded, renderer, _ = execute.load_for(tune_spec, _home(home))
     _, prepared = execute.prepare_for(tune_spec, loaded, renderer)
-    sequence = renderer.for_training(prepared.train[0])[0]
-    tokens = zip(sequence.token_ids, sequence.learnt, strict=True)
-    preview = TokenPreview(tuple((renderer.token_text(token_id), learnt) for token_id, learnt in tokens))
+    preview = TokenPreview(tuple(preview_tokens(prepared.train, renderer)))
     return CheckResult(data_report(prepared), preview, prepared)
 
 

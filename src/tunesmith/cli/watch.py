@@ -61,7 +61,6 @@ class Watcher(Observer):
                 show_recognition(self._screen, data["report"])
                 show_counts(self._screen, data["report"])
                 show_findings(self._screen, data["report"])
-            case "row_rendered":
                 self.section("row")
                 show_tokens(self._screen, data["tokens"])
             case "plan":

@@ -36,6 +36,7 @@ from tunesmith.record.parquet import write_parquet
 from tunesmith.runs.finish import Finished, finish
 from tunesmith.runs.folder import RunFolder
 from tunesmith.runs.pinned_data import PinnedData, load_pinned, pin
+from tunesmith.runs.preview import preview_tokens
 from tunesmith.runs.proof import Proof
 from tunesmith.runs.result import RunResult
 from tunesmith.runs.stop import StopWish, stop_on_signals
@@ -209,7 +210,8 @@ def _work(
         checkpoints = CheckpointStore(folder.checkpoints)
         records = Records(events, metrics, checkpoints, observer)
         events.add("run_started", f"Run {folder.id}.", run=folder.id, folder=str(folder.path))
-        events.add("data_prepared", _data_sentence(data), **{k: data.report[k] for k in ("rows", "dropped")})
+        tokens = preview_tokens(data.train, parts[1])
+        events.add("data_prepared", _data_sentence(data), report=data.report, tokens=tokens)
         workshop = set_up(spec, data, parts)
         plan = workshop.plan()
         events.add("plan", f"{plan.steps} steps of {plan.batch_size} rows.", **plan.to_json())
