@@ -14,7 +14,7 @@ _TELLING_CHARACTERS = 300
 
 
 def preview_tokens(rows: Sequence[Conversation], renderer: ChatRenderer) -> list[tuple[str, bool]]:
-    """Return the tokens of a telling row, one of the first with much to learn: each one's text, and whether it is learnt.
+    """Return the tokens of a telling row, one of the first with much to learn: each text, and whether it is learnt.
 
     Args:
         rows: training rows, at least one.
