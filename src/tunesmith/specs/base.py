@@ -62,19 +62,33 @@ class Spec(BaseModel):
 
 
 def spec_error(error: ValidationError, *, where: str | None = None) -> SpecError:
-    """Turn pydantic's findings into one `SpecError`: the first finding as the message, the rest as problems."""
-    found = []
+    """Turn pydantic's findings into one `SpecError`: the first setting's as the message, the others' as problems."""
+    found: dict[str, list[str]] = {}
+    values: dict[str, Any] = {}
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
-        value = item.get("input")
+        # A setting that may be `auto` or a number is refused once for each: one line says both.
+        path = ".".join(str(part) for part in item["loc"] if not _names_a_choice(part))
+        found.setdefault(path, []).append(
+            "There is no such setting" if item["type"] == "extra_forbidden" else item["msg"]
+        )
+        values[path] = item.get("input")
+    problems = []
+    for path, messages in found.items():
+        said = " or ".join([messages[0], *(message.removeprefix("Input should be ") for message in messages[1:])])
+        value = values[path]
         shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool) else ""
-        found.append((path, f"{item['msg']}{shown}."))
-    path, message = found[0]
+        problems.append((path, f"{said}{shown}."))
+    path, message = problems[0]
     return SpecError(
         f"{path}: {message}" if path else message,
         where=where,
         fix="`tunesmith tune --help` and docs/reference/spec.md list every setting with its limits.",
         code="invalid_spec",
         param=path or None,
-        problems=tuple(f"{p}: {m}" for p, m in found[1:]),
+        problems=tuple(f"{p}: {m}" for p, m in problems[1:]),
     )
+
+
+def _names_a_choice(part: str | int) -> bool:
+    """Whether a part of pydantic's path names a branch of a union (`constrained-float`) instead of a field."""
+    return isinstance(part, str) and (not part.isidentifier() or part in ("int", "float", "str", "bool", "tuple"))
