@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from tunesmith.chat.renderer import ChatRenderer
@@ -69,6 +70,7 @@ class OpenModel:
         Raises:
             RequestError: the template refuses the messages, or they are longer than the context.
         """
+        self._refuse_far_too_long(conversation)
         try:
             # Tokenizers refuse to be changed by two threads at once, and rendering sets their options.
             with self._rendering:
@@ -78,6 +80,26 @@ class OpenModel:
         request = Request(prompt_ids, sampling)
         self.engine.check(request.expand()[0])
         return request
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters (bytes, for most tokenizers) of the longest token."""
+        return max(map(len, self.loaded.tokenizer.get_vocab()))
+
+    def _refuse_far_too_long(self, conversation: Conversation) -> None:
+        """Refuse a prompt whose characters can't fit, however they are cut: counting its tokens would take long.
+
+        Raises:
+            RequestError: it is too long.
+        """
+        characters = sum(len(message.content or "") for message in conversation.messages)
+        if characters > self.loaded.context_tokens * self._longest_token:
+            raise RequestError(
+                f"The messages have {characters:,} characters; this model takes {self.loaded.context_tokens:,} tokens.",
+                fix="Shorten the messages.",
+                code="context_length_exceeded",
+                param="messages",
+            )
 
 
 def open_model(name: str, home: Home, *, dtype: DtypeName = "auto", limits: EngineLimits | None = None) -> OpenModel:

@@ -19,7 +19,8 @@ from tunesmith.record.home import Home
 from tunesmith.rest.server import run_server
 from tunesmith.specs.serving import ServeSpec
 
-run_server(ServeSpec.parse(json.loads(sys.argv[1])), Home.from_environment(), on_ready=lambda url: print(url, flush=True))
+spec = ServeSpec.parse(json.loads(sys.argv[1]))
+run_server(spec, Home.from_environment(), on_ready=lambda url: print(url, flush=True))
 """
 
 

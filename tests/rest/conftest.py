@@ -1,0 +1,47 @@
+"""Servers that the tests of `rest` share: real processes, started once."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+
+from server_process import running_server
+from serving_models import register_tuned
+from tiny_models import save_tiny_model
+from tunesmith.record.home import Home
+
+#: Deep enough that an answer of 900 tokens takes seconds.
+SLOW_LAYERS = 24
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory):
+    """A home with two tuned versions of a tiny base; the second has another number of its own."""
+    folder = tmp_path_factory.mktemp("served")
+    base = save_tiny_model("smollm2", folder / "tiny", num_key_value_heads=4)
+    home = Home(folder / "home")
+    return base, home, [register_tuned(base, home, seed=seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="session")
+def server(tuned, tmp_path_factory):
+    """A server without a key: a tiny base, its tuned versions, and a slow model."""
+    base, home, versions = tuned
+    slow = save_tiny_model("smollm2", base.parent / "slow", num_hidden_layers=SLOW_LAYERS)
+    with running_server(
+        tmp_path_factory.mktemp("server"),
+        home.root,
+        models=[str(base), str(slow), *(version.name for version in versions)],
+        dtype="float32",
+        max_batch=2,
+        max_waiting=2,
+        max_loaded_models=2,
+        max_body_bytes=1 << 20,
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client

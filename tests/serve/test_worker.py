@@ -1,0 +1,180 @@
+"""Many callers, one engine: everybody gets what the engine alone would have said, whatever the others do."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving_models import prompt
+from tiny_models import save_tiny_model
+from tunesmith.errors import RequestError, TunesmithError
+from tunesmith.record.home import Home
+from tunesmith.serve.answering import EngineLimits, open_model
+from tunesmith.serve.answers import Answers, AsyncAnswers
+from tunesmith.serve.turns import Turns
+from tunesmith.serve.worker import Worker
+from tunesmith.specs.generation import SamplingSpec
+
+TEXTS = ["Hello", "A table for two", "Book it for Friday", "What is the capital?", "Yes.", "12:30"]
+SHORT = SamplingSpec(max_completion_tokens=6)
+ENDLESS = SamplingSpec(max_completion_tokens=900)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    folder = save_tiny_model("smollm2", tmp_path_factory.mktemp("tiny") / "tiny")
+    return open_model(str(folder), Home(folder / "home"), dtype="float32", limits=EngineLimits(max_batch=3))
+
+
+@pytest.fixture
+def worker(opened):
+    worker = Worker(opened, max_waiting=4, turns=Turns())
+    yield worker
+    worker.close()
+
+
+@pytest.fixture(scope="module")
+def expected(opened):
+    requests = [opened.request(prompt(text), SHORT) for text in TEXTS]
+    return [opened.engine.generate([request])[0].token_ids for request in requests]
+
+
+def ask(worker, *texts, sampling=SHORT):
+    return [worker.opened.request(prompt(text), sampling) for text in texts]
+
+
+def finish(worker, requests):
+    with Answers(worker, requests) as answers:
+        done = {index: delta.completion for index, delta in answers if delta.completion is not None}
+    return [done[index].token_ids for index in range(len(requests))]
+
+
+def wait_until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_threads_get_the_engines_answers(worker, expected):
+    found = {}
+
+    def work(i):
+        found[i] = finish(worker, ask(worker, TEXTS[i]))[0]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(TEXTS))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[i] for i in range(len(TEXTS))] == expected
+    assert worker.unfinished == 0
+
+
+def test_coroutines_get_the_engines_answers_piece_by_piece(worker, expected):
+    async def one(text):
+        answers = AsyncAnswers(worker, ask(worker, text))
+        pieces = []
+        while not answers.is_finished:
+            _, delta = await answers.next(20)
+            pieces.append(delta.text)
+        assert "".join(pieces) == delta.completion.text
+        return delta.completion.token_ids
+
+    async def everything():
+        return await asyncio.gather(*(one(text) for text in TEXTS))
+
+    assert asyncio.run(everything()) == expected
+
+
+def test_too_many_requests_are_refused_and_the_others_answered(worker):
+    ticket = worker.submit(ask(worker, *(["Hello"] * 6), sampling=ENDLESS), lambda *_: None)
+    with pytest.raises(RequestError) as refused:
+        worker.submit(ask(worker, "Hello", "Hello"), lambda *_: None)
+    assert refused.value.code == "overloaded"
+    with pytest.raises(RequestError) as refused:
+        worker.submit(ask(worker, *(["Hello"] * 8)), lambda *_: None)
+    assert refused.value.code == "too_many_answers"
+    worker.cancel(ticket)
+    worker.cancel(ticket)
+    wait_until(lambda: worker.unfinished == 0)
+    assert not worker.opened.engine.has_work
+    assert len(finish(worker, ask(worker, *TEXTS))) == 6
+
+
+def test_a_request_that_cannot_be_answered_is_refused_at_once(worker):
+    with pytest.raises(RequestError):
+        worker.submit([*ask(worker, "Hello"), type(ask(worker, "a")[0])((), SHORT)], lambda *_: None)
+    assert worker.unfinished == 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(plan=st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["wait", "leave"])), min_size=1, max_size=7))
+def test_those_who_leave_do_not_change_what_others_get(opened, expected, plan):
+    worker = Worker(opened, max_waiting=10, turns=Turns())
+    try:
+        staying = []
+        for index, what in plan:
+            if what == "leave":
+                with Answers(worker, ask(worker, TEXTS[index], sampling=ENDLESS)) as answers:
+                    next(iter(answers))
+            else:
+                staying.append((index, Answers(worker, ask(worker, TEXTS[index]))))
+        for index, answers in staying:
+            last = list(answers)[-1][1]
+            assert last.completion.token_ids == expected[index]
+        wait_until(lambda: worker.unfinished == 0)
+    finally:
+        worker.close()
+
+
+def test_a_fault_fails_what_was_in_flight_and_nothing_else(worker, expected):
+    faults = [RuntimeError("out of memory at /secret/path")]
+
+    def break_once(*_):
+        if faults:
+            raise faults.pop()
+
+    hook = worker.opened.loaded.model.get_decoder().register_forward_pre_hook(break_once)
+    try:
+        with pytest.raises(TunesmithError) as failed, Answers(worker, ask(worker, "Hello", "Yes.")) as answers:
+            list(answers)
+        assert failed.value.code == "answer_failed" and "/secret" not in str(failed.value)
+        assert finish(worker, ask(worker, *TEXTS)) == expected
+        assert worker.unfinished == 0
+    finally:
+        hook.remove()
+
+
+def test_closing_ends_what_is_in_flight(opened):
+    worker = Worker(opened, max_waiting=4, turns=Turns())
+    heard = []
+    worker.submit(ask(worker, "Hello", sampling=ENDLESS), lambda index, event: heard.append(event))
+    wait_until(lambda: heard)
+    worker.close()
+    assert isinstance(heard[-1], RequestError)
+    with pytest.raises(RequestError):
+        worker.submit(ask(worker, "Hello"), lambda *_: None)
+    opened.renew_engine()
+
+
+def test_turns_are_given_in_the_order_of_asking():
+    turns, order, threads = Turns(), [], []
+
+    def work(i):
+        with turns.take():
+            order.append(i)
+
+    with turns.take():
+        for i in range(5):
+            threads.append(threading.Thread(target=work, args=(i,)))
+            threads[-1].start()
+            wait_until(lambda: len(turns._queue) == len(threads) + 1)
+    for thread in threads:
+        thread.join()
+    assert order == list(range(5))

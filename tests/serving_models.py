@@ -1,0 +1,57 @@
+"""What the tests of `serve` and `rest` share: tuned versions of tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.chat.renderer import ChatRenderer
+from tunesmith.data.examples import Conversation, Message
+from tunesmith.models.load import load_base
+from tunesmith.models.lora import LoraAdapter, add_lora
+from tunesmith.models.resolve import resolve_base
+from tunesmith.models.versions import Candidate, ModelVersion, register
+from tunesmith.models.weights import save_tensors
+from tunesmith.record.home import Home
+from tunesmith.specs.tune import LoraSpec
+
+
+def prompt(text: str) -> Conversation:
+    return Conversation((Message("user", text),))
+
+
+def random_adapter(model: Any, seed: int) -> LoraAdapter:
+    """An adapter that changes every answer, as training would leave it."""
+    adapter = add_lora(model, LoraSpec(rank=4))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapter.parameters():
+        parameter.data.normal_(0.0, 0.2, generator=generator)
+    return adapter
+
+
+def register_tuned(base: Path, home: Home, *, label: str = "bookings", seed: int = 0, **changes: Any) -> ModelVersion:
+    """Register a version of the base in a folder; `changes` replace facts of the candidate."""
+    source = resolve_base(str(base), home)
+    loaded = load_base(source, "float32")
+    renderer = ChatRenderer(loaded.tokenizer)
+    adapter = random_adapter(loaded.model, seed)
+
+    def fill(folder: Path) -> None:
+        save_tensors(folder / "adapter_model.safetensors", adapter.tensors())
+        (folder / "adapter_config.json").write_text(json.dumps(adapter.peft_config(source.name)))
+
+    facts = {
+        "base": source.name,
+        "base_sha256": source.sha256,
+        "base_short_name": source.short_name,
+        "run": f"run-{label}-{seed}",
+        "label": label,
+        "spec_sha256": "5" * 64,
+        "data_sha256": "d" * 64,
+        "template_sha256": renderer.template_hash,
+        **changes,
+    }
+    return register(Candidate(**facts), fill, renderer.template, home)
