@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from types import UnionType
@@ -22,6 +23,7 @@ Json = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but results and errors.")]
 
 _SETTINGS = "settings"
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def takes_settings(
@@ -236,12 +238,8 @@ def _yaml(text: str, where: str) -> Any:
             "This value can't be read.", where=where, fix="Put texts with special signs in quotes.",
             code="invalid_setting",
         ) from error  # fmt: skip
-    if isinstance(value, str):
-        try:  # YAML 1.1 takes 1e-3 for a text.
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    # YAML 1.1 takes 1e-3 for a text.
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _is_known(path: str, known: Sequence[str], spec: type[Spec]) -> bool:
@@ -254,12 +252,13 @@ def _is_known(path: str, known: Sequence[str], spec: type[Spec]) -> bool:
 
 def _nearest(path: str, known: Sequence[str]) -> str:
     """Say which setting may have been meant."""
-    last = path.rpartition(".")[2]
     single = [name for name in known if not any(other.startswith(f"{name}.") for other in known)]
-    near = difflib.get_close_matches(path, single, n=2, cutoff=0.7)
-    near += [name for name in single if name.rpartition(".")[2] == last and name not in near]
-    if near:
-        return f"Did you mean {' or '.join(near[:3])}?"
+    names = dict.fromkeys(name.rpartition(".")[2] for name in single)
+    # Whole paths look alike for their groups' sake; what people mistype, or put in the wrong group, is the last part.
+    near = difflib.get_close_matches(path.rpartition(".")[2], names, n=2, cutoff=0.75)
+    meant = [name for last in near for name in single if name.rpartition(".")[2] == last]
+    if meant:
+        return f"Did you mean {' or '.join(meant[:3])}?"
     return "docs/reference/spec.md lists every setting; `tunesmith tune --help` the most used."
 
 

@@ -24,8 +24,8 @@ _VERDICTS = {
 _SHOWN_CHARACTERS = 400
 
 
-def show_plan(screen: Screen, plan: dict[str, Any]) -> None:
-    """Draw what will run and what it takes; `plan` is `Plan.to_json()`."""
+def show_plan(screen: Screen, plan: dict[str, Any], *, run: str | None = None) -> None:
+    """Draw what will run and what it takes; `plan` is `Plan.to_json()`, `run` the id of a run that has begun."""
     share = plan["trained_parameters"] / max(1, plan["parameters"])
     table = Table(box=None, padding=(0, 2), show_header=False)
     table.add_column(style="faint")
@@ -41,6 +41,8 @@ def show_plan(screen: Screen, plan: dict[str, Any]) -> None:
     table.add_row("on", f"{plan['device']}, in {plan['dtype']}")
     table.add_row("memory", f"about {size(plan['memory_bytes'])}")
     table.add_row("time", f"about {duration(plan['seconds'])} of training")
+    if run is not None:
+        table.add_row("run", Text(run))
     screen.say(table)
 
 

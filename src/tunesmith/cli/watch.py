@@ -40,6 +40,7 @@ class Watcher(Observer):
         self._on_section = on_section or (lambda name: screen.heading(_HEADINGS[name]))
         self._begun: set[str] = set()
         self._validation_loss: float | None = None
+        self._run: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -54,8 +55,7 @@ class Watcher(Observer):
         data = event.data
         match event.type:
             case "run_started":
-                self._bars.stop()
-                self._screen.say(Text(f"Run {data['run']}", style="faint"))
+                self._run = str(data["run"])
             case "data_prepared":
                 self.section("data")
                 show_recognition(self._screen, data["report"])
@@ -65,7 +65,7 @@ class Watcher(Observer):
                 show_tokens(self._screen, data["tokens"])
             case "plan":
                 self.section("plan")
-                show_plan(self._screen, dict(data))
+                show_plan(self._screen, dict(data), run=self._run)
             case "validation":
                 self._validation_loss = data["validation_loss"]
                 if not self._screen.is_live:

@@ -1,0 +1,103 @@
+"""Options drawn from specs: what is given on the command line is what the spec gets."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.cli.options import field_at, nested, parse_assignments, parse_pairs, setting_paths
+from tunesmith.cli.reading import DATA_FLAGS, TUNE_FLAGS, Asked, data_spec, tune_spec
+from tunesmith.errors import SpecError
+from tunesmith.specs.tune import TuneSpec
+
+
+@pytest.mark.parametrize("path", [*DATA_FLAGS, *TUNE_FLAGS])
+def test_every_option_belongs_to_a_field_with_an_explanation(path: str):
+    assert field_at(TuneSpec, path).description
+
+
+def test_every_setting_has_a_path_that_leads_to_its_field():
+    paths = list(setting_paths(TuneSpec))
+    assert "optimisation.learning_rate" in paths and "data.mapping" in paths
+    assert all(field_at(TuneSpec, path).description for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("optimisation.epochs=2", "optimisation.epochs", 2),
+        ("optimisation.learning_rate=1e-3", "optimisation.learning_rate", 0.001),
+        ("optimisation.epochs=auto", "optimisation.epochs", "auto"),
+        ("evaluation.compare_base=false", "evaluation.compare_base", False),
+        ("data.system=a = b", "data.system", "a = b"),
+        ("adapter.target_modules=[q_proj, v_proj]", "adapter.target_modules", ["q_proj", "v_proj"]),
+        ("data.mapping.input=question", "data.mapping.input", "question"),
+    ],
+)
+def test_assignments_are_read_as_yaml(text: str, path: str, value: object):
+    assert parse_assignments([text], TuneSpec) == {path: value}
+
+
+def test_an_unknown_setting_names_the_nearest_one():
+    with pytest.raises(SpecError) as caught:
+        parse_assignments(["optimisation.epoch=2"], TuneSpec)
+    assert caught.value.fix == "Did you mean optimisation.epochs?"
+    assert caught.value.param == "optimisation.epoch"
+
+
+def test_a_setting_in_the_wrong_group_is_found():
+    with pytest.raises(SpecError) as caught:
+        parse_assignments(["rank=4"], TuneSpec)
+    assert "adapter.rank" in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize("text", ["optimisation.epochs", "=3", "data.path=[", "nonsense=1"])
+def test_what_is_no_assignment_is_refused(text: str):
+    with pytest.raises(SpecError):
+        parse_assignments([text], TuneSpec)
+
+
+@pytest.mark.parametrize("text", ["question", "input=", "=question", "inptu=question"])
+def test_what_is_no_mapping_is_refused(text: str):
+    with pytest.raises(SpecError, match="which column is which"):
+        parse_pairs([text], "--map", ("input", "output"))
+
+
+names = st.text("abc", min_size=1, max_size=2)
+
+
+@given(st.dictionaries(st.lists(names, min_size=3, max_size=3).map(".".join), st.integers(), max_size=8))
+def test_nesting_keeps_every_setting(settings: dict[str, int]):
+    values = nested(settings)
+    for path, value in settings.items():
+        here = values
+        for part in path.split("."):
+            here = here[part]
+        assert here == value
+
+
+def test_nesting_leaves_its_base_alone():
+    base = {"data": {"path": "a"}}
+    assert nested({"data.path": "b", "seed": 1}, base) == {"data": {"path": "b"}, "seed": 1}
+    assert base == {"data": {"path": "a"}}
+
+
+def test_later_settings_win_over_the_spec_file(tmp_path):
+    TuneSpec.parse({"data": {"path": "a.jsonl"}, "seed": 7, "adapter": {"rank": 4}}).write_yaml(tmp_path / "spec.yaml")
+    asked = Asked("b.jsonl", tmp_path / "spec.yaml", ["input=q", "output=a"], ["adapter.rank=8"], drop_bad_rows=True)
+    spec = tune_spec(asked, {"adapter.rank": 6, "data.system": "Be brief."})
+    assert (spec.seed, spec.adapter.rank, spec.data.path) == (7, 8, "b.jsonl")
+    assert spec.data.mapping == {"input": "q", "output": "a"}
+    assert (spec.data.on_problem, spec.data.system) == ("drop", "Be brief.")
+
+
+def test_a_spec_file_repeats_its_spec(tmp_path):
+    spec = TuneSpec.parse({"data": {"path": "a.jsonl"}, "optimisation": {"epochs": 3}, "name": "mine"})
+    spec.write_yaml(tmp_path / "spec.yaml")
+    assert tune_spec(Asked(None, tmp_path / "spec.yaml"), {}) == spec
+
+
+def test_reading_rows_has_no_use_for_other_settings():
+    with pytest.raises(SpecError, match="no use for 'adapter'"):
+        data_spec(Asked("a.jsonl", assignments=["adapter.rank=8"]), {})
