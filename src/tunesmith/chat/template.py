@@ -43,7 +43,13 @@ def template_messages(
     """Return the messages as the plain dictionaries that a chat template reads."""
     if native_tools:
         return [_native(message) for message in messages]
-    written = [_hermes(message) for message in messages]
+    written: list[dict[str, Any]] = []
+    for before, message in zip([None, *messages], messages, strict=False):
+        plain = _hermes(message)
+        if before is not None and before.role == message.role == "tool":
+            written[-1]["content"] += f"\n{plain['content']}"  # the results of one turn's calls are one turn
+        else:
+            written.append(plain)
     if tools:
         heading = _TOOLS_HEADING + "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools) + "\n</tools>"
         if written and written[0]["role"] == "system":
@@ -73,7 +79,11 @@ def _native(message: Message) -> dict[str, Any]:
         plain["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
         plain["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call.arguments)}}
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
             for call in message.tool_calls
         ]
     return plain
