@@ -40,16 +40,18 @@ def show_error(error: TunesmithError, *, as_json: bool) -> int:
 
 def show_fault(error: Exception, *, as_json: bool) -> int:
     """Show a fault of our own in one line, with the place of the whole story; return the exit code."""
+    file: Path | None = None
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error)
-        fix = "The traceback is above."
+        story = "the traceback above"
     else:
         file = _write_traceback(error)
-        fix = f"The whole story: {file}" if file else f"Set {DEBUG_VARIABLE}=1 to see the whole story."
+        story = "that file, which holds the whole story" if file else f"what {DEBUG_VARIABLE}=1 shows"
     summary = " ".join(str(error).split())[:300]
     fault = TunesmithError(
         f"Something broke inside Tunesmith: {type(error).__name__}{f': {summary}' if summary else ''}",
-        fix=f"{fix} Please report it; your data and finished models are untouched.",
+        where=str(file) if file else None,
+        fix=f"Please report it with {story}. Your data and finished models are untouched.",
         code="internal_fault",
     )
     return show_error(fault, as_json=as_json)

@@ -56,10 +56,10 @@ class Screen:
         for line in lines:
             self.story.print(line)
 
-    def result(self, *lines: RenderableType) -> None:
-        """Tell what the command came to, also when it should be quiet."""
+    def result(self, *lines: RenderableType, whole: bool = False) -> None:
+        """Tell what the command came to, also when it should be quiet; `whole` lines aren't broken to fit."""
         for line in lines:
-            self._result.print(line)
+            self._result.print(line, soft_wrap=whole)
 
     def finish(self, values: Mapping[str, Any]) -> None:
         """End a command: with `--json`, its one object."""

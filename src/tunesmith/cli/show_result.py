@@ -101,16 +101,12 @@ def show_side_by_side(screen: Screen, rows: Sequence[Any]) -> None:
 
 def show_next(screen: Screen, model: str, *, run_folder: Any = None, report: Any = None) -> None:
     """Say the model's name, where everything is, and what to do now."""
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="faint")
-    facts.add_column(overflow="fold")
-    facts.add_row("model", Text(model, style="name"))
-    for name, path in (("run", run_folder), ("report", report)):
-        if path is not None:
-            facts.add_row(name, Text(str(path)))
-    facts.add_row("talk to it", Text(f"tunesmith chat {shlex.quote(model)}"))
-    facts.add_row("serve it", Text("tunesmith serve"))
-    screen.result(facts)
+    places = [(name, path) for name, path in (("run", run_folder), ("report", report)) if path is not None]
+    commands = [("talk to it", f"tunesmith chat {shlex.quote(model)}"), ("serve it", "tunesmith serve")]
+    for name, value in (("model", model), *places, *commands):
+        # The terminal may wrap these lines, we don't: paths and commands are there to be copied.
+        line = Text.assemble((f"{name:<12}", "faint"), (str(value), "name" if name == "model" else ""))
+        screen.result(line, whole=True)
 
 
 def client_lines(model: str, address: str = "http://127.0.0.1:8000", *, question: str = "Hello!") -> list[str]:
