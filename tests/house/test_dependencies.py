@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-#: Used by other means than an import: run as commands, as pytest plugins, by mypy, or by peft inside tests.
+#: Used by other means than an import: as commands, as pytest's plugins, by mypy.
 NOT_IMPORTED = {"pytest-timeout", "pytest-xdist", "ruff", "mypy", "import-linter", "types-pyyaml"}
 
 
@@ -29,7 +29,9 @@ def _names(requirements: list[str]) -> set[str]:
 def _imported(folder: Path) -> set[str]:
     """Return the packages that the files of a folder import, as pip calls them."""
     owners = importlib.metadata.packages_distributions()
-    own = {path.stem for path in folder.rglob("*.py")} | {path.name for path in folder.iterdir()} | {"tunesmith"}
+    # Tests and scripts import their neighbours by file name; the package imports itself by its whole name.
+    is_package = (folder / "__init__.py").exists()
+    own = {"tunesmith"} if is_package else {"tunesmith", *(path.stem for path in folder.rglob("*.py"))}
     found: set[str] = set()
     for file in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
