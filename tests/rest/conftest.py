@@ -24,10 +24,15 @@ def tuned(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server(tuned, tmp_path_factory):
+def slow(tmp_path_factory):
+    """The folder of a model that takes seconds for a long answer, and never ends one by itself."""
+    return save_tiny_model("smollm2", tmp_path_factory.mktemp("slow") / "slow", num_hidden_layers=SLOW_LAYERS)
+
+
+@pytest.fixture(scope="session")
+def server(tuned, slow, tmp_path_factory):
     """A server without a key: a tiny base, its tuned versions, and a slow model."""
     base, home, versions = tuned
-    slow = save_tiny_model("smollm2", base.parent / "slow", num_hidden_layers=SLOW_LAYERS)
     with running_server(
         tmp_path_factory.mktemp("server"),
         home.root,

@@ -6,7 +6,6 @@ import http.client
 import signal
 import socket
 import threading
-import time
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,9 +13,7 @@ import openai
 import pytest
 
 from server_process import running_server
-from serving_models import register_tuned
 from tunesmith.errors import ModelError, SpecError
-from tunesmith.record.home import Home
 from tunesmith.rest.server import run_server
 from tunesmith.specs.serving import ServeSpec
 
@@ -196,21 +193,33 @@ def test_a_key_opens_every_door_and_nothing_else_does(tuned, tmp_path):
         assert server.errors.read_text() == ""
 
 
-def test_a_model_that_cannot_be_loaded_is_not_the_callers_fault(tmp_path, tuned):
-    base, _, _ = tuned
-    home = Home(tmp_path / "home")
-    version = register_tuned(base, home)
-    adapter = version.folder / "adapter_model.safetensors"
-    with running_server(tmp_path, home.root) as server:
-        adapter.write_bytes(b"broken")
-        began = time.monotonic()
-        with pytest.raises(openai.InternalServerError) as failed:
-            openai.OpenAI(base_url=f"{server.url}/v1", api_key="x").chat.completions.create(
-                **{**GOOD, "model": version.id}
-            )
-        assert failed.value.code == "model_unavailable" and is_envelope(failed.value.response)
-        assert failed.value.response.headers["x-should-retry"] == "false" and time.monotonic() - began < 10
-        assert "isn't the file that was registered" in server.errors.read_text()
+def test_answers_that_outlast_the_stop_end_with_a_word(slow, tuned, tmp_path):
+    _, home, _ = tuned
+    with running_server(tmp_path, home.root, models=[str(slow)], dtype="float32", shutdown_seconds=1) as stopping:
+        client = openai.OpenAI(base_url=f"{stopping.url}/v1", api_key="x", max_retries=0)
+        whole: list[Exception] = []
+
+        def ask_whole():
+            with pytest.raises(openai.InternalServerError) as failed:
+                client.chat.completions.create(model="slow", messages=HELLO, temperature=0, max_tokens=900)
+            whole.append(failed.value)
+
+        asking = threading.Thread(target=ask_whole)
+        asking.start()
+        stream = client.chat.completions.create(
+            model="slow", messages=HELLO, temperature=0, max_tokens=900, stream=True
+        )
+        next(stream)
+        stopper = threading.Thread(target=stopping.stop)
+        stopper.start()
+        with pytest.raises(openai.APIError) as failed:
+            list(stream)
+        assert failed.value.code == "stopping"
+        asking.join()
+        assert whole[0].status_code == 503 and is_envelope(whole[0].response)["code"] == "stopping"
+        stopper.join()
+        assert stopping.process.returncode == 0
+        assert stopping.errors.read_text() == ""
 
 
 def test_a_port_in_use_is_said_at_once(home):

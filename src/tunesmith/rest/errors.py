@@ -16,6 +16,9 @@ from tunesmith.errors import RequestError, TunesmithError
 #: What a caller who was refused for the moment should wait.
 _RETRY_SECONDS = 2
 
+#: Statuses of refusals that pass on their own; any other refusal is the request's fault.
+_PASSING = {"overloaded": 429, "stopping": 503}
+
 _log = logging.getLogger(__name__)
 
 
@@ -72,8 +75,9 @@ def wire_error(error: Exception) -> WireError:
         return error.error
     if isinstance(error, RequestError):
         message = f"{error.message} {error.fix or ''}".strip()
-        if error.code == "overloaded":
-            return WireError(429, message, error.code, can_retry=True, headers={"retry-after": str(_RETRY_SECONDS)})
+        status = _PASSING.get(error.code or "")
+        if status is not None:
+            return WireError(status, message, error.code, can_retry=True, headers={"retry-after": str(_RETRY_SECONDS)})
         return WireError(400, message, error.code, error.param)
     if isinstance(error, TunesmithError) and error.code == "answer_failed":
         return WireError(500, error.message, error.code, can_retry=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import signal
 import socket
@@ -22,6 +23,8 @@ from tunesmith.specs.serving import ServeSpec
 
 #: How long an idle connection is kept: longer than clients keep theirs, so that none sends into a closing one.
 _KEEP_ALIVE_SECONDS = 75
+#: How long the last words to callers may take, once their answers were ended.
+_FAREWELL_SECONDS = 5
 
 
 def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] | None = None) -> None:
@@ -56,10 +59,11 @@ def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] |
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=spec.shutdown_seconds,
+            timeout_graceful_shutdown=spec.shutdown_seconds + _FAREWELL_SECONDS,
         )
         with _signals_stop_cleanly():
-            _Server(config, lambda: on_ready and on_ready(address_of(listening))).run(sockets=[listening])
+            server = _Server(config, lambda: on_ready and on_ready(address_of(listening)), pool.close)
+            server.run(sockets=[listening])
 
 
 def address_of(listening: socket.socket) -> str:
@@ -71,16 +75,26 @@ def address_of(listening: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Tells when it answers."""
+    """Tells when it answers; at the end, ends the answers that take too long with a word to their callers."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], object]) -> None:
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], object], on_late: Callable[[], object]) -> None:
         super().__init__(config)
         self._on_started = on_started
+        self._on_late = on_late
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        patience_seconds = (self.config.timeout_graceful_shutdown or 0) - _FAREWELL_SECONDS
+        late = loop.call_later(patience_seconds, lambda: loop.run_in_executor(None, self._on_late))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            late.cancel()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -169,4 +169,4 @@ def _unload(entry: _Entry) -> None:
 
 
 def _stopping() -> RequestError:
-    return RequestError("The server is being stopped.", fix="Try again later.", code="overloaded")
+    return RequestError("The server is being stopped.", fix="Try again later.", code="stopping")

@@ -172,4 +172,4 @@ class Worker:
 
 
 def _closed() -> RequestError:
-    return RequestError("The model is being unloaded.", fix="Try again.", code="overloaded")
+    return RequestError("The server is being stopped.", fix="Try again later.", code="stopping")
