@@ -16,23 +16,56 @@ from torch.autograd.function import FunctionCtx
 
 from tunesmith.learn.tree import Segment, TokenTree
 
-#: A bucket may be padded to at most this multiple of its smallest segment's area.
+#: A bucket may be padded to at most this multiple of its blocks' joint area.
 _MAX_PADDING = 1.6
-#: Scores held at once, in numbers; a bucket with more is computed in parts.
+#: Scores of one head held at once, in numbers; what has more is computed in parts.
 _MAX_SCORES = 1 << 25
+#: A position behind all others.
+_FAR = 1 << 30
+#: Longer segments are computed in blocks of this many queries: less memory, and no block sees keys behind its end.
+_BLOCK_QUERIES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Queries `start` to `end` of one segment, counted within it; they see `keys` keys."""
+
+    segment: Segment
+    start: int
+    end: int
+    keys: int
+
+    @property
+    def queries(self) -> int:
+        return self.end - self.start
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """S segments, padded to Tq queries and Tk keys. `query_index` (S, Tq) and `key_index` (S, Tk) point into the flat
-    batch; `visible` (S, Tq, Tk) says who sees whom; `distance` (S, Tq, Tk) is how far back a key lies, in tokens.
+    """S blocks, padded to Tq queries and Tk keys.
+
+    `query_index` (S, Tq) and `key_index` (S, Tk) point into the flat batch. `query_position` (S, Tq) and
+    `key_position` (S, Tk) are places in the sequences; a padded query has one behind all keys, so that it sees some and
+    its softmax is defined (its result is thrown away), a padded key one behind all queries, so that nobody sees it.
     """
 
     query_index: Tensor
     query_real: Tensor
+    is_padded: bool
     key_index: Tensor
-    visible: Tensor
-    distance: Tensor
+    query_position: Tensor
+    key_position: Tensor
+    hidden_by_window: dict[int | None, Tensor]
+
+    def hidden(self, window_tokens: int | None) -> Tensor:
+        """Return (S, Tq, Tk): which key is out of which query's sight. Made once, kept for all layers."""
+        if window_tokens not in self.hidden_by_window:
+            distance = self.query_position[:, :, None] - self.key_position[:, None, :]
+            hidden = distance < 0
+            if window_tokens is not None:
+                hidden |= (distance >= window_tokens) & self.query_real[:, :, None]
+            self.hidden_by_window[window_tokens] = hidden
+        return self.hidden_by_window[window_tokens]
 
 
 class TreeLayout:
@@ -41,7 +74,7 @@ class TreeLayout:
     def __init__(self, tree: TokenTree, device: torch.device | str = "cpu") -> None:
         """Sort the tree's segments into buckets of like shape."""
         self._count = len(tree.token_ids)
-        self._buckets = [_bucket(part, tree, device) for part in _parts_of_like_shape(tree.segments)]
+        self._buckets = [_bucket(part, tree, device) for part in _parts_of_like_shape(_blocks(tree.segments))]
 
     def attend(
         self,
@@ -127,7 +160,7 @@ def _gather_queries(x: Tensor, bucket: _Bucket, key_heads: int) -> Tensor:
     segments, queries = bucket.query_index.shape
     groups = x.shape[0] // key_heads
     picked = x.index_select(1, bucket.query_index.reshape(-1)).view(key_heads, groups, segments, queries, -1)
-    if not bool(bucket.query_real.all()):
+    if bucket.is_padded:
         picked = picked * bucket.query_real[None, None, :, :, None]
     return picked.transpose(1, 2).reshape(key_heads, segments, groups * queries, -1)
 
@@ -138,9 +171,9 @@ def _scatter_queries(target: Tensor, x: Tensor, bucket: _Bucket) -> None:
     key_heads = x.shape[0]
     heads = x.view(key_heads, segments, -1, queries, x.shape[-1]).transpose(1, 2)
     heads = heads.reshape(target.shape[0], segments * queries, -1)
-    real = bucket.query_real.reshape(-1)
     index = bucket.query_index.reshape(-1)
-    if not bool(real.all()):
+    if bucket.is_padded:
+        real = bucket.query_real.reshape(-1)
         heads, index = heads[:, real], index[real]
     target.index_copy_(1, index, heads)
 
@@ -155,55 +188,67 @@ def _weights(
     if softcap is not None:
         bent = torch.tanh(scores / softcap)
         scores, bend = bent * softcap, 1 - bent.square()
-    visible = bucket.visible
-    if window_tokens is not None:
-        visible = visible & (bucket.distance < window_tokens)
-    segments, queries, keys = visible.shape
-    key_heads = scores.shape[0]
-    grouped = scores.view(key_heads, segments, -1, queries, keys)
-    grouped.masked_fill_(~visible[None, :, None], float("-inf"))
+    hidden = bucket.hidden(window_tokens)
+    segments, queries, keys = hidden.shape
+    grouped = scores.view(scores.shape[0], segments, -1, queries, keys)
+    grouped.masked_fill_(hidden[None, :, None], float("-inf"))
     return torch.softmax(scores, dim=-1), bend
 
 
-def _parts_of_like_shape(segments: Sequence[Segment]) -> list[list[tuple[Segment, int]]]:
-    """Group (segment, its number of keys) so that padding stays small and the scores fit `_MAX_SCORES`."""
-    by_index = dict(enumerate(segments))
-    sized = [(s, s.length + sum(by_index[a].length for a in s.ancestors)) for s in segments]
-    sized.sort(key=lambda item: (item[0].length, item[1]))
-    parts: list[list[tuple[Segment, int]]] = []
+def _blocks(segments: Sequence[Segment]) -> list[_Block]:
+    """Cut each segment's queries into blocks."""
+    blocks = []
+    for segment in segments:
+        above = sum(segments[ancestor].length for ancestor in segment.ancestors)
+        for start in range(0, segment.length, _BLOCK_QUERIES):
+            end = min(start + _BLOCK_QUERIES, segment.length)
+            blocks.append(_Block(segment, start, end, above + end))
+    return blocks
+
+
+def _parts_of_like_shape(blocks: Sequence[_Block]) -> list[list[_Block]]:
+    """Group blocks so that padding stays small and the scores fit `_MAX_SCORES`."""
+    parts: list[list[_Block]] = []
     queries = keys = area = 0
-    for segment, own_keys in sized:
-        queries_then, keys_then = max(queries, segment.length), max(keys, own_keys)
+    for block in sorted(blocks, key=lambda block: (block.queries, block.keys)):
+        queries_then, keys_then = max(queries, block.queries), max(keys, block.keys)
         count = len(parts[-1]) + 1 if parts else 1
-        area_then = area + segment.length * own_keys
+        area_then = area + block.queries * block.keys
         fits = count * queries_then * keys_then <= min(_MAX_SCORES, _MAX_PADDING * area_then)
         if parts and fits:
-            parts[-1].append((segment, own_keys))
+            parts[-1].append(block)
             queries, keys, area = queries_then, keys_then, area_then
         else:
-            parts.append([(segment, own_keys)])
-            queries, keys, area = segment.length, own_keys, segment.length * own_keys
+            parts.append([block])
+            queries, keys, area = block.queries, block.keys, block.queries * block.keys
     return parts
 
 
-def _bucket(part: Sequence[tuple[Segment, int]], tree: TokenTree, device: torch.device | str) -> _Bucket:
-    count = len(part)
-    queries = max(segment.length for segment, _ in part)
-    keys = max(own_keys for _, own_keys in part)
-    query_index = torch.zeros(count, queries, dtype=torch.long)
-    key_index = torch.zeros(count, keys, dtype=torch.long)
-    query_real = torch.zeros(count, queries, dtype=torch.bool)
-    key_real = torch.zeros(count, keys, dtype=torch.bool)
-    for row, (segment, own_keys) in enumerate(part):
-        own = torch.arange(segment.start, segment.start + segment.length)
-        path = [tree.segments[a] for a in segment.ancestors]
+def _bucket(part: Sequence[_Block], tree: TokenTree, device: torch.device | str) -> _Bucket:
+    queries = max(block.queries for block in part)
+    keys = max(block.keys for block in part)
+    query_index = torch.zeros(len(part), queries, dtype=torch.long)
+    key_index = torch.zeros(len(part), keys, dtype=torch.long)
+    query_real = torch.zeros(len(part), queries, dtype=torch.bool)
+    query_position = torch.full((len(part), queries), _FAR // 2, dtype=torch.int32)
+    key_position = torch.full((len(part), keys), _FAR, dtype=torch.int32)
+    for row, block in enumerate(part):
+        segment = block.segment
+        path = [tree.segments[ancestor] for ancestor in segment.ancestors]
         above = [torch.arange(a.start, a.start + a.length) for a in path]
-        query_index[row, : segment.length] = own
-        query_real[row, : segment.length] = True
-        key_index[row, :own_keys] = torch.cat([*above, own])
-        key_real[row, :own_keys] = True
-    distance = tree.positions[query_index][:, :, None] - tree.positions[key_index][:, None, :]
-    # A padded query sees the real keys, so that its softmax is defined; its result is thrown away.
-    visible = key_real[:, None, :] & ((distance >= 0) | ~query_real[:, :, None])
-    distance = torch.where(query_real[:, :, None], distance, 0)
-    return _Bucket(*(t.to(device) for t in (query_index, query_real, key_index, visible, distance)))
+        own = torch.arange(segment.start, segment.start + block.end)
+        query_index[row, : block.queries] = own[block.start :]
+        query_real[row, : block.queries] = True
+        key_index[row, : block.keys] = torch.cat([*above, own])
+        # Along one path from the root, positions count up from 0.
+        key_position[row, : block.keys] = torch.arange(block.keys)
+        query_position[row, : block.queries] = torch.arange(block.keys - block.queries, block.keys)
+    return _Bucket(
+        query_index=query_index.to(device),
+        query_real=query_real.to(device),
+        is_padded=not bool(query_real.all()),
+        key_index=key_index.to(device),
+        query_position=query_position.to(device),
+        key_position=key_position.to(device),
+        hidden_by_window={},
+    )

@@ -19,14 +19,17 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, hidden: Tensor, projection: Projection, targets: Tensor, weights: Tensor, chunk_tokens: int
     ) -> tuple[Tensor, Tensor]:
-        grad_hidden = torch.empty_like(hidden)
-        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        precise = torch.promote_types(hidden.dtype, torch.float32)
+        grad_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
+        losses = torch.empty(len(targets), dtype=precise, device=hidden.device)
         for start in range(0, len(targets), chunk_tokens):
             part = slice(start, start + chunk_tokens)
             logits = projection.logits(hidden[part])
             target = targets[part, None]
             log_sum = logits.logsumexp(-1, keepdim=True)
-            losses[part] = (log_sum - logits.gather(1, target)).squeeze(1).float()
+            losses[part] = (log_sum - logits.gather(1, target)).squeeze(1)
+            if grad_hidden is None:  # nothing is trained: the losses are all that is wanted
+                continue
             slope = None if projection.softcap is None else 1 - (logits / projection.softcap).square()
             grad = logits.sub_(log_sum).exp_()
             grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=grad.dtype))
@@ -34,7 +37,8 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             if slope is not None:
                 grad *= slope
             torch.mm(grad.to(hidden.dtype), projection.weight, out=grad_hidden[part])
-        ctx.save_for_backward(grad_hidden)
+        if grad_hidden is not None:
+            ctx.save_for_backward(grad_hidden)
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
 
@@ -57,7 +61,7 @@ def projected_cross_entropy(
         chunk_tokens: targets projected at once: memory against speed, never the result.
 
     Returns:
-        The sum (scalar) and the single, unweighted losses (M,), float32, without gradient.
+        The sum (scalar) and the single, unweighted losses (M,), in at least float32, without gradient.
     """
     total, losses = _ProjectedCrossEntropy.apply(hidden, projection, targets, weights, chunk_tokens)  # type: ignore[no-untyped-call]
     return total, losses

@@ -92,7 +92,8 @@ class _Builder:
                 self.add(list(branch), end, below)
             return
         # Too little in common at this depth: branch here, by the first token of what is worth sharing.
-        for _, branch in itertools.groupby(group, key=lambda sequence: sequence.token_ids[: depth + _MIN_SHARED_TOKENS]):
+        near = depth + _MIN_SHARED_TOKENS
+        for _, branch in itertools.groupby(group, key=lambda sequence: sequence.token_ids[:near]):
             members = list(branch)
             if _common_length(members[0], members[-1]) - depth >= _MIN_SHARED_TOKENS:
                 self.add(members, depth, ancestors)

@@ -14,8 +14,12 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from tunesmith.errors import ModelError
+from tunesmith.models.quiet import quiet_libraries
 
 _NAME = "tunesmith_layout"
+
+#: Kinds of layers whose tokens depend on each other through attention alone.
+_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class Layout(Protocol):
@@ -60,8 +64,11 @@ def _attend(
     softcap: float | None = None,
     *,
     layout: Layout,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
+    if s_aux is not None:
+        raise _unsupported("attention sinks")
     layer: int = module.layer_idx  # type: ignore[assignment]
     output = layout.attend(
         layer,
@@ -84,11 +91,21 @@ def use_layout_attention(model: PreTrainedModel) -> None:
     Raises:
         ModelError: the architecture computes its attention in a way of its own (state-space layers, for example).
     """
-    try:
+    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if layers - _LAYERS:
+        raise _unsupported(f"layers of the kind {min(layers - _LAYERS)}")
+    # A convolution over the sequence (Mamba, gated delta nets) would mix rows that lie side by side.
+    if any(isinstance(module, torch.nn.Conv1d) for module in model.get_decoder().modules()):
+        raise _unsupported("convolutions over the sequence")
+    with quiet_libraries():  # transformers only warns where it can't switch
         model.set_attn_implementation(_NAME)
-    except ValueError as error:
-        raise ModelError(
-            f"The architecture {model.config.model_type!r} doesn't use transformers' exchangeable attention.",
-            fix="Choose a base of the Llama, Qwen, Mistral, Gemma or Phi families.",
-            code="unsupported_architecture",
-        ) from error
+    if model.config._attn_implementation != _NAME:
+        raise _unsupported("an attention of its own")
+
+
+def _unsupported(what: str) -> ModelError:
+    return ModelError(
+        f"This architecture has {what}, which Tunesmith can't compute yet.",
+        fix="Choose a base of the Llama, Qwen, Mistral, Gemma or Phi families.",
+        code="unsupported_architecture",
+    )

@@ -26,6 +26,12 @@ from tunesmith.specs.tune import LoraSpec
 #: PEFT wraps a model twice before its modules' names begin.
 _PEFT_PREFIX = "base_model.model."
 
+#: Settings of PEFT's LoRA that change what it computes.
+_FOREIGN = (
+    "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "lora_bias",
+    "layers_to_transform", "layer_replication", "exclude_modules", "target_parameters", "trainable_token_indices",
+)  # fmt: skip
+
 
 class _AdaptedLinear(torch.autograd.Function):
     """`x W^T + b + scale (x A^T) B^T` with the gradients of x, A and B only; W is frozen, nothing else is stored."""
@@ -56,6 +62,11 @@ class _AdaptedLinear(torch.autograd.Function):
         return grad_x.view(*grad.shape[:-1], -1), None, None, grad_a, grad_b, None
 
 
+def _adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    out: Tensor = _AdaptedLinear.apply(x, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
 class LoraLinear(nn.Module):
     """A frozen linear layer with its low-rank correction.
 
@@ -78,7 +89,7 @@ class LoraLinear(nn.Module):
         if self.dropout is not None and self.training:
             out = self.linear(x) + (self.dropout(x) @ a.t()) @ b.t() * self.scale
         else:
-            out = _AdaptedLinear.apply(x, self.linear.weight, self.linear.bias, a, b, self.scale)
+            out = _adapted_linear(x, self.linear.weight, self.linear.bias, a, b, self.scale)
         return cast(Tensor, out)
 
     @torch.no_grad()
@@ -119,12 +130,7 @@ class LoraAdapter:
             name for name in own if own[name].shape != tensors[name].shape
         )
         if wrong:
-            raise ModelError(
-                f"The adapter's tensors don't fit this base; the first that differs is {wrong[0]}.",
-                where=where,
-                fix="Use the base that the adapter was trained on.",
-                code="adapter_mismatch",
-            )
+            raise _mismatch(f"The adapter's tensors don't fit this base; the first that differs is {wrong[0]}.", where)
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
@@ -149,6 +155,7 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> LoraAdapter:
 
     Raises:
         SpecError: `target_modules` names a layer that the model doesn't have.
+        ModelError: the model has no linear layers.
     """
     model.requires_grad_(False)
     output = model.get_output_embeddings()
@@ -165,9 +172,15 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> LoraAdapter:
                 code="unknown_module",
             )
         linears = {name: module for name, module in linears.items() if name.rsplit(".", 1)[-1] in spec.target_modules}
+    if not linears:
+        raise ModelError(
+            f"The architecture {model.config.model_type!r} has no linear layers that an adapter could sit on.",
+            fix="Choose a base of the Llama, Qwen, Mistral, Gemma or Phi families.",
+            code="unsupported_architecture",
+        )
     layers = {}
     for name, linear in linears.items():
-        layer = LoraLinear(linear, spec)
+        layer = LoraLinear(linear, spec).train(linear.training)
         model.set_submodule(name, layer)
         layers[name] = layer
     return LoraAdapter(layers, spec)
@@ -182,14 +195,7 @@ def load_lora(model: PreTrainedModel, folder: Path) -> LoraAdapter:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
-        if config.get("peft_type") != "LORA":
-            raise ValueError(f"its kind is {config.get('peft_type')!r}, not LORA")
-        spec = LoraSpec(
-            rank=config["r"],
-            alpha=config["lora_alpha"],
-            dropout=config.get("lora_dropout", 0.0),
-            target_modules=tuple(config["target_modules"]),
-        )
+        spec = _spec_of(config)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"This adapter can't be read: {error}",
@@ -197,9 +203,42 @@ def load_lora(model: PreTrainedModel, folder: Path) -> LoraAdapter:
             fix="An adapter folder holds adapter_config.json and adapter_model.safetensors in PEFT's form.",
             code="broken_adapter",
         ) from error
-    adapter = add_lora(model, spec)
+    try:
+        adapter = add_lora(model, spec)
+    except SpecError as error:
+        raise _mismatch(error.message, str(folder)) from error
     adapter.load_tensors(tensors, where=str(folder))
     return adapter
+
+
+def _spec_of(config: Mapping[str, Any]) -> LoraSpec:
+    """Return the settings in a PEFT configuration.
+
+    Raises:
+        ValueError: it asks for what this file doesn't compute; ignoring that would give wrong answers silently.
+    """
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"its kind is {config.get('peft_type')!r}, not LORA")
+    foreign = [name for name in _FOREIGN if config.get(name)]
+    if config.get("bias", "none") != "none":
+        foreign.append("bias")
+    if foreign:
+        raise ValueError(f"it uses {', '.join(foreign)}, which Tunesmith doesn't support")
+    targets = config["target_modules"]
+    if isinstance(targets, str) and targets != "all-linear":
+        raise ValueError("its target_modules is a pattern; Tunesmith reads a list of names")
+    return LoraSpec(
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        dropout=config.get("lora_dropout", 0.0),
+        target_modules=targets if isinstance(targets, str) else tuple(targets),
+    )
+
+
+def _mismatch(message: str, where: str) -> ModelError:
+    return ModelError(
+        message, where=where, fix="Use the base that the adapter was trained on.", code="adapter_mismatch"
+    )
 
 
 @torch.no_grad()
