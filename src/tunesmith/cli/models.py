@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from tunesmith.cli.engine_room import api
 from tunesmith.cli.options import Json
 from tunesmith.cli.quantities import ago
 from tunesmith.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from tunesmith.models.versions import ModelVersion
 
 app = typer.Typer(help="List tuned models, look at one, delete one.")
 
@@ -26,14 +28,14 @@ def list_models(json: Json = False) -> None:
     """List the tuned models, the newest first."""
     screen = Screen(json=json)
     found = api.list_models()
-    table = Table(box=None, padding=(0, 2), header_style="faint")
-    for name in ("model", "made", "verdict", "score", "base's"):
-        table.add_column(name, overflow="fold")
-    for version in found:
-        tuned, base = _scores(version)
-        verdict = str(version.made.summary.get("verdict", "–")).replace("_", " ")
-        table.add_row(Text(version.name, style="name"), ago(version.created), verdict, tuned, base)
-    screen.result(table if found else Text("No models yet. `tunesmith tune DATA` makes one, `tunesmith demo` too."))
+    if found:
+        rows = [
+            (Text(version.name, style="name"), ago(version.created), _scores(version), _verdict(version)["kind"])
+            for version in found
+        ]
+        screen.listing(rows, header=("model", "made", "tuned, base", "verdict"))
+    else:
+        screen.result(Text("No models yet. `tunesmith tune DATA` makes one, `tunesmith demo` too."))
     screen.finish({"models": [facts(version) for version in found]})
 
 
@@ -42,16 +44,18 @@ def show_model(model: ModelName, json: Json = False) -> None:
     """Show one model: where it is, what it was made from, how it did."""
     screen = Screen(json=json)
     version = api.find_model(model)
-    table = Table(box=None, padding=(0, 2), show_header=False)
-    table.add_column(style="faint")
-    table.add_column(overflow="fold")
-    table.add_row("model", Text(version.name, style="name"))
-    table.add_row("made", f"{ago(version.created)}, by run {version.made.run}")
-    table.add_row("base", Text(version.made.base))
-    table.add_row("folder", Text(str(version.folder)))
-    if sentence := version.made.summary.get("sentence"):
-        table.add_row("verdict", Text(str(sentence)))
-    screen.result(table)
+    rows = (
+        ("model", version.name),
+        ("id", version.id),
+        ("made", f"{ago(version.created)}, by run {version.made.run}"),
+        ("base", version.made.base),
+        ("folder", str(version.folder)),
+        ("scores", _scores(version)),
+        ("verdict", _verdict(version)["sentence"]),
+    )
+    screen.listing(
+        [(Text(name, style="faint"), Text(value, style="name" if name == "model" else "")) for name, value in rows]
+    )
     screen.finish(facts(version))
 
 
@@ -71,7 +75,7 @@ def delete_model(
     screen.finish({"deleted": version.name})
 
 
-def facts(version: Any) -> dict[str, Any]:
+def facts(version: ModelVersion) -> dict[str, Any]:
     """Return a model version as plain data."""
     return {
         "model": version.name,
@@ -82,9 +86,18 @@ def facts(version: Any) -> dict[str, Any]:
     }
 
 
-def _scores(version: Any) -> tuple[str, str]:
-    """Return the tuned model's score and its base's as people read them."""
-    evaluation = version.made.summary.get("evaluation") or {}
-    scores = (evaluation.get("tuned"), evaluation.get("base"))
-    tuned, base = (f"{100 * score['score']:.0f}" if score else "–" for score in scores)
-    return (f"{tuned} {evaluation['measure']}" if evaluation else tuned), base
+def _verdict(version: ModelVersion) -> dict[str, str]:
+    """Return the verdict's kind in words, and its sentence."""
+    verdict = version.made.summary.get("verdict") or {}
+    return {"kind": str(verdict.get("kind", "–")).replace("_", " "), "sentence": str(verdict.get("sentence", "–"))}
+
+
+def _scores(version: ModelVersion) -> str:
+    """Return the tuned model's score and the best untuned one's: `86, 14 (exact match)`."""
+    evaluation = version.made.summary.get("evaluation")
+    if not evaluation:
+        return "–"
+    tuned, base = (
+        f"{100 * score['score']:.0f}" if score else "–" for score in (evaluation["tuned"], evaluation["base"])
+    )
+    return f"{tuned}, {base} ({evaluation['measure']})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from tunesmith.cli.engine_room import api
@@ -23,13 +22,19 @@ def list_runs(json: Json = False) -> None:
     """List the runs, the newest first."""
     screen = Screen(json=json)
     found = api.list_runs()
-    table = Table(box=None, padding=(0, 2), header_style="faint")
-    for name in ("run", "state", "begun", "base", "model"):
-        table.add_column(name, overflow="fold")
-    for run in found:
-        state = Text(run.state, style=_COLOURS[run.state])
-        table.add_row(Text(run.id, style="name"), state, ago(run.created), Text(run.base), Text(run.model or "–"))
-    screen.result(table if found else Text("No runs yet. `tunesmith tune DATA` makes one, `tunesmith demo` too."))
+    if found:
+        rows = [
+            (
+                Text(run.id, style="name"),
+                Text(run.state, style=_COLOURS[run.state]),
+                ago(run.created),
+                run.model or run.error or "–",
+            )
+            for run in found
+        ]
+        screen.listing(rows, header=("run", "state", "begun", "came to"))
+    else:
+        screen.result(Text("No runs yet. `tunesmith tune DATA` makes one, `tunesmith demo` too."))
     screen.finish({"runs": [run.to_json() for run in found]})
 
 
@@ -41,14 +46,12 @@ def show_run(
     screen = Screen(json=json)
     folder = api.find_run(run)
     values: dict[str, Any] = folder.view().to_json()
-    table = Table(box=None, padding=(0, 2), show_header=False)
-    table.add_column(style="faint")
-    table.add_column(overflow="fold")
-    for name, value in values.items():
-        if value is not None:
-            style = _COLOURS.get(str(value), "") if name == "state" else ""
-            table.add_row(name, Text(f"{value} ({ago(value)})" if name == "created" else str(value), style=style))
-    screen.result(table)
+    shown = {name: str(value) for name, value in values.items() if value is not None}
+    shown["created"] = f"{shown['created']} ({ago(shown['created'])})"
+    colours = {"id": "name", "state": _COLOURS.get(values["state"], "")}
+    screen.listing(
+        [(Text(name, style="faint"), Text(value, style=colours.get(name, ""))) for name, value in shown.items()]
+    )
     if values["state"] in ("interrupted", "failed"):
         screen.result(Text(f"Continue with: tunesmith tune --resume {values['id']}"))
     screen.finish({**values, "spec": folder.spec().model_dump(mode="json")})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import to_json
@@ -61,6 +61,19 @@ class Screen:
         for line in lines:
             self._result.print(line, soft_wrap=whole)
 
+    def listing(self, rows: Sequence[Sequence[Text | str]], *, header: Sequence[str] = ()) -> None:
+        """Tell a result in columns, a line for each row.
+
+        A line longer than the terminal is wide is the terminal's to wrap: names and paths are there to be copied, and
+        lines to be searched through.
+        """
+        lines = [[Text(cell, style="faint") for cell in header]] if header else []
+        lines += [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
+        widths = [max(cell.cell_len for cell in column) for column in zip(*lines, strict=True)]
+        for line in lines:
+            joined = Text("  ").join([*(_padded(c, w) for c, w in zip(line[:-1], widths, strict=False)), line[-1]])
+            self.result(joined, whole=True)
+
     def finish(self, values: Mapping[str, Any]) -> None:
         """End a command: with `--json`, its one object."""
         if self.is_json:
@@ -77,6 +90,13 @@ def print_json(values: Mapping[str, Any]) -> None:
 def error_console() -> Console:
     """Return a console on standard error, for errors."""
     return _console(stderr=True)
+
+
+def _padded(text: Text, width: int) -> Text:
+    """Return the text with blanks to the width."""
+    padded = text.copy()
+    padded.append(" " * (width - text.cell_len))
+    return padded
 
 
 def _console(*, stderr: bool, quiet: bool = False) -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from rich.box import ROUNDED, SIMPLE_HEAD
 from rich.console import Group
 from rich.panel import Panel
+from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
@@ -64,7 +66,7 @@ def show_arms(screen: Screen, arms: Sequence[Any], *, confidence: float = 0.95) 
         table.add_row(f"  F1 of {field.path}", *cells, style="faint")
     table.add_section()
     table.add_row("tokens of a prompt", *(f"{arm.cost.mean_prompt_tokens:,.0f}" for arm in arms))
-    table.add_row("seconds a request", *(f"{arm.cost.mean_seconds:.2f}" for arm in arms))
+    table.add_row("seconds a request, many at once", *(f"{arm.cost.mean_seconds:.2f}" for arm in arms))
     screen.say(table)
 
 
@@ -99,25 +101,47 @@ def show_side_by_side(screen: Screen, rows: Sequence[Any]) -> None:
         screen.say(table, "")
 
 
-def show_next(screen: Screen, model: str, *, run_folder: Any = None, report: Any = None) -> None:
-    """Say the model's name, where everything is, and what to do now."""
+def show_next(
+    screen: Screen, model: str, *, system: str | None = None, run_folder: Any = None, report: Any = None
+) -> None:
+    """Say the model's name, where everything is, and what to do now; `system` is what it was trained with."""
+    chat = f"tunesmith chat {shlex.quote(model)}"
+    if system is not None:
+        chat += f" --system {shlex.quote(system)}"
     places = [(name, path) for name, path in (("run", run_folder), ("report", report)) if path is not None]
-    commands = [("talk to it", f"tunesmith chat {shlex.quote(model)}"), ("serve it", "tunesmith serve")]
-    for name, value in (("model", model), *places, *commands):
-        # The terminal may wrap these lines, we don't: paths and commands are there to be copied.
-        line = Text.assemble((f"{name:<12}", "faint"), (str(value), "name" if name == "model" else ""))
-        screen.result(line, whole=True)
+    rows = [("model", Text(model, style="name")), *((name, Text(str(path))) for name, path in places)]
+    rows += [("talk to it", Text(chat)), ("serve it", Text("tunesmith serve"))]
+    screen.listing([(Text(name, style="faint"), value) for name, value in rows])
 
 
-def client_lines(model: str, address: str = "http://127.0.0.1:8000", *, question: str = "Hello!") -> list[str]:
-    """Return the five lines of Python that call a served model with the `openai` package."""
-    return [
+def show_client(
+    screen: Screen,
+    model: str,
+    *,
+    address: str = "http://127.0.0.1:8000",
+    key: str = "none",
+    system: str | None = None,
+    question: str = "Hello!",
+) -> None:
+    """Show the five lines of Python that call a served model with the `openai` package."""
+    instructions = [{"role": "system", "content": system}] if system is not None else []
+    lines = (
         "from openai import OpenAI",
-        f'client = OpenAI(base_url="{address}/v1", api_key="none")',
-        f'messages = [{{"role": "user", "content": {question!r}}}]',
-        f"answer = client.chat.completions.create(model={model!r}, messages=messages)",
+        f"client = OpenAI(base_url={quoted(f'{address}/v1')}, api_key={quoted(key)})",
+        f"messages = {quoted([*instructions, {'role': 'user', 'content': question}])}",
+        f"answer = client.chat.completions.create(model={quoted(model)}, messages=messages)",
         "print(answer.choices[0].message.content)",
-    ]
+    )
+    code = "\n".join(lines)
+    # Whole lines here too.
+    text = Syntax("", "python", theme="ansi_dark").highlight(code) if screen.story.is_terminal else Text(code)
+    text.rstrip()
+    screen.story.print(text, soft_wrap=True)
+
+
+def quoted(value: Any) -> str:
+    """Return texts, and lists and objects of them, as Python writes them, in double quotes."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _interval(interval: Any, *, is_share: bool) -> str:

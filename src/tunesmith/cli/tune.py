@@ -66,14 +66,22 @@ def chosen_rows(result: TuneResult) -> list[ShownRow]:
     )
 
 
+def shared_system_prompt(result: TuneResult) -> str | None:
+    """Return the system prompt that all test rows have, if there is one: the model wants it in use as in training."""
+    prompts = {row.messages[0].content for row in result.test_rows if row.messages[0].role == "system"}
+    return prompts.pop() if len(prompts) == 1 else None
+
+
 def show_tuned(screen: Screen, result: TuneResult) -> None:
     """Show what a finished run came to: scores, rows side by side, the verdict, the next commands."""
     if result.arms:
         screen.heading("The proof")
         show_arms(screen, result.arms)
         screen.heading("Some test rows side by side")
+        screen.say("")
         show_side_by_side(screen, chosen_rows(result))
     screen.heading("The verdict")
     show_verdict(screen, result.verdict)
-    show_next(screen, result.figures.model, run_folder=result.figures.run, report=result.report)
+    system = shared_system_prompt(result)
+    show_next(screen, result.figures.model, system=system, run_folder=result.figures.run, report=result.report)
     screen.say(Text(""))

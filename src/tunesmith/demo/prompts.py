@@ -35,7 +35,7 @@ For example, "Guest: A table for two tomorrow at 8pm, please. Maria Rossi." beco
 EXAMPLES = 8
 
 #: A message to try the finished model with.
-QUESTION = "Guest: Could we have a table for 3 next Friday at half past seven? The name is Ana Moreno."
+QUESTION = "Guest: A table for 3 next Friday at 7:30pm, please. Ana Moreno"
 
 
 def settings() -> dict[str, Any]:
