@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "tunesmith"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 #: transformers reads no GGUF file without it.
 USED_BY_OTHERS = {"accelerate"}
@@ -28,14 +29,14 @@ def _names(requirements: list[str]) -> set[str]:
     return {_plain(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
 
 
-def _imported(folder: Path) -> set[str]:
-    """Return the packages that the files of a folder import, as pip calls them."""
+def _imported(*folders: Path) -> set[str]:
+    """Return the packages that the files of some folders import, as pip calls them."""
     owners = importlib.metadata.packages_distributions()
+    files = [file for folder in folders for file in folder.rglob("*.py")]
     # Tests and scripts import their neighbours by file name; the package imports itself by its whole name.
-    is_package = (folder / "__init__.py").exists()
-    own = {"tunesmith"} if is_package else {"tunesmith", *(path.stem for path in folder.rglob("*.py"))}
+    own = {"tunesmith", *(file.stem for file in files if not file.is_relative_to(SOURCE))}
     found: set[str] = set()
-    for file in folder.rglob("*.py"):
+    for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -47,14 +48,14 @@ def _imported(folder: Path) -> set[str]:
 
 def test_the_package_imports_what_it_lists_and_lists_what_it_imports():
     listed = _names(PROJECT["dependencies"])
-    imported = _imported(ROOT / "src" / "tunesmith")
+    imported = _imported(SOURCE)
     assert imported - listed == set(), "imported, but not a dependency in pyproject.toml"
     assert listed - imported == USED_BY_OTHERS, "a dependency in pyproject.toml that nothing imports"
 
 
 def test_tests_and_scripts_import_nothing_that_a_fresh_installation_lacks():
     listed = _names([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
-    imported = set().union(*(_imported(ROOT / folder) for folder in ("tests", "bench", "scripts")))
+    imported = _imported(*(ROOT / folder for folder in ("tests", "bench", "scripts")))
     assert imported - listed == set()
     dev = _names(PROJECT["optional-dependencies"]["dev"])
     assert dev - imported - NOT_IMPORTED == set(), "in the dev extra, but neither imported nor named as a tool"
