@@ -28,6 +28,7 @@ from tunesmith.runs.folder import RunView
 from tunesmith.runs.preview import preview_tokens
 from tunesmith.runs.proof import Proof
 from tunesmith.runs.result import RunResult
+from tunesmith.runs.workshop import Base
 from tunesmith.serve import answering, batch
 from tunesmith.specs.generation import SamplingSpec
 from tunesmith.specs.results import GenerateFigures, TuneFigures
@@ -168,9 +169,9 @@ def check(data: str | Path | DataSpec, *, base: str | None = None, home: Home | 
         prepared = prepare(spec)
         return CheckResult(data_report(prepared), None, prepared)
     tune_spec = TuneSpec(base=base, data=spec)
-    loaded, renderer, _ = execute.load_for(tune_spec, _home(home))
-    _, prepared = execute.prepare_for(tune_spec, loaded, renderer)
-    preview = TokenPreview(tuple(preview_tokens(prepared.train, renderer)))
+    model = Base.load(tune_spec, _home(home))
+    _, prepared = model.prepare(tune_spec)
+    preview = TokenPreview(tuple(preview_tokens(prepared.train, model.renderer)))
     return CheckResult(data_report(prepared), preview, prepared)
 
 
@@ -191,9 +192,9 @@ def plan(spec: TuneSpec, *, home: Home | None = None) -> Plan:
     Raises:
         UserError: data or base can't be used.
     """
-    parts = execute.load_for(spec, _home(home))
-    resolved, prepared = execute.prepare_for(spec, parts[0], parts[1])
-    return execute.set_up(resolved, prepared, parts).plan()
+    base = Base.load(spec, _home(home))
+    resolved, prepared = base.prepare(spec)
+    return base.workshop(resolved, prepared.train, prepared.validation).plan()
 
 
 def tune(

@@ -9,8 +9,8 @@ from itertools import islice
 
 import pytest
 from openai import OpenAI
-from server_process import running_server
 
+from server_process import running_server
 from tunesmith.demo.prompts import ROWS
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,9 @@ from tunesmith.train.loop import Loop, Records, TrainingData
 from tunesmith.train.sft import encode
 
 ROWS = [
-    Conversation((Message("system", "Count."), Message("user", f"say {n}"), Message("assistant", f"{n} " * (n % 4 + 1))))
+    Conversation(
+        (Message("system", "Count."), Message("user", f"say {n}"), Message("assistant", f"{n} " * (n % 4 + 1)))
+    )
     for n in range(24)
 ]
 

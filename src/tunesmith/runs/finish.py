@@ -10,12 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.evaluate.comparison import ArmResult
 from tunesmith.evaluate.curves import Curves
 from tunesmith.evaluate.report import Report, write_report
 from tunesmith.evaluate.verdict import Verdict
-from tunesmith.models.load import LoadedModel
 from tunesmith.models.lora import LoraAdapter
 from tunesmith.models.versions import ADAPTER, Candidate, ModelVersion, register
 from tunesmith.models.weights import save_tensors
@@ -25,6 +23,7 @@ from tunesmith.record.home import Home
 from tunesmith.runs.folder import RunFolder
 from tunesmith.runs.pinned_data import PinnedData
 from tunesmith.runs.result import RunResult
+from tunesmith.runs.workshop import Base
 from tunesmith.specs.results import DataCounts, EvaluationFigures, Score, TrainFigures, TuneFigures
 from tunesmith.specs.tune import TuneSpec
 from tunesmith.train.loop import Outcome
@@ -45,8 +44,7 @@ class Finished:
     folder: RunFolder
     spec: TuneSpec
     data: PinnedData
-    loaded: LoadedModel
-    renderer: ChatRenderer
+    base: Base
     plan: Plan
     adapter: LoraAdapter
     outcome: Outcome
@@ -84,7 +82,7 @@ def finish(run: Finished, home: Home) -> RunResult:
 
 
 def _register(run: Finished, summary: Mapping[str, Any], home: Home) -> ModelVersion:
-    source = run.loaded.source
+    source = run.base.loaded.source
     candidate = Candidate(
         base=source.name,
         base_sha256=source.sha256,
@@ -93,7 +91,7 @@ def _register(run: Finished, summary: Mapping[str, Any], home: Home) -> ModelVer
         label=run.spec.name,
         spec_sha256=sha256_json(run.spec.model_dump(mode="json")),
         data_sha256=str(run.data.report["content_hash"]),
-        template_sha256=run.renderer.template_hash,
+        template_sha256=run.base.renderer.template_hash,
         summary=summary,
     )
 
@@ -101,7 +99,7 @@ def _register(run: Finished, summary: Mapping[str, Any], home: Home) -> ModelVer
         save_tensors(folder / ADAPTER, run.adapter.tensors())
         write_json(folder / "adapter_config.json", run.adapter.peft_config(source.name))
 
-    return register(candidate, fill, run.renderer.template, home)
+    return register(candidate, fill, run.base.renderer.template, home)
 
 
 def _data_counts(data: PinnedData) -> DataCounts:

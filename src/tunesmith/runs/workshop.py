@@ -1,0 +1,118 @@
+"""A base in memory and the rows as it sees them: what planning, training and the proof all need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tunesmith.chat.renderer import ChatRenderer
+from tunesmith.data.examples import Conversation
+from tunesmith.errors import DataError
+from tunesmith.models.load import LoadedModel, load_base
+from tunesmith.models.resolve import resolve_base
+from tunesmith.models.size import ModelSize, model_size
+from tunesmith.prepare.lengths import RowLength, limit_lengths
+from tunesmith.prepare.pipeline import prepare
+from tunesmith.prepare.prepared import PreparedData
+from tunesmith.record.home import Home
+from tunesmith.specs.tune import DataSpec, TuneSpec
+from tunesmith.train.plan import Plan, make_plan
+from tunesmith.train.settings import resolve_limits, resolve_optimisation
+from tunesmith.train.sft import Row, encode
+
+#: Tokens computed in one pass where the user doesn't say: enough to fill the machine, little enough for its memory.
+_TOKENS_PER_MICROBATCH = {"cpu": 2048, "cuda": 16384}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base with its chat renderer and its size."""
+
+    loaded: LoadedModel
+    renderer: ChatRenderer
+    size: ModelSize
+
+    @classmethod
+    def load(cls, spec: TuneSpec, home: Home) -> Base:
+        """Resolve and load the spec's base.
+
+        Raises:
+            ModelError: it can't be found or used.
+        """
+        source = resolve_base(spec.base, home)
+        loaded = load_base(source, spec.limits.dtype)
+        return cls(loaded, ChatRenderer(loaded.tokenizer), model_size(source.folder))
+
+    def prepare(self, spec: TuneSpec) -> tuple[TuneSpec, PreparedData]:
+        """Read, check and split the data under this base's tokenizer, and replace every `auto` of the spec.
+
+        Paths of files become absolute, so that the resolved spec repeats the run from anywhere.
+
+        Raises:
+            DataError: the data can't be used.
+        """
+        dtype: Literal["bfloat16", "float32"] = "bfloat16" if self.loaded.dtype == torch.bfloat16 else "float32"
+        limits = resolve_limits(
+            spec.limits,
+            context_tokens=self.loaded.context_tokens,
+            dtype=dtype,
+            tokens_per_microbatch=_TOKENS_PER_MICROBATCH[self.loaded.device.type],
+        )
+        assert not isinstance(limits.max_tokens, str)
+        prepared = _limited(prepare(spec.data), self.renderer, limits.max_tokens, spec.data)
+        if not prepared.train:
+            raise DataError(
+                "No rows are left to learn from.",
+                where=spec.data.path,
+                fix="Add rows, or set aside fewer (data.test_fraction, data.validation_fraction).",
+                code="too_few_examples",
+            )
+        hidden = self.loaded.model.config.get_text_config().hidden_size
+        optimisation = resolve_optimisation(spec.optimisation, rows=len(prepared.train), hidden=hidden)
+        changes = {"limits": limits, "optimisation": optimisation, "data": _absolute(spec.data)}
+        return spec.model_copy(update={**changes, "base": self.loaded.source.name}), prepared
+
+    def workshop(self, spec: TuneSpec, train: Sequence[Conversation], validation: Sequence[Conversation]) -> Workshop:
+        """Render the rows for a resolved spec.
+
+        Raises:
+            DataError: the base's chat template refuses a row.
+        """
+        assert not isinstance(spec.limits.max_tokens, str)
+        rows = (encode(side, self.renderer, spec.limits.max_tokens) for side in (train, validation))
+        return Workshop(spec, self, *rows)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A base with rendered rows, for one resolved spec."""
+
+    spec: TuneSpec
+    base: Base
+    train: Sequence[Row]
+    validation: Sequence[Row]
+
+    def plan(self) -> Plan:
+        """Return what the run will take."""
+        return make_plan(self.spec, self.base.size, self.train, self.validation, self.base.loaded.device)
+
+
+def _limited(prepared: PreparedData, renderer: ChatRenderer, max_tokens: int, data: DataSpec) -> PreparedData:
+    """Drop, cut or refuse rows that are longer than `max_tokens` once rendered, as `data.too_long` says."""
+
+    def measure(row: Conversation) -> RowLength:
+        sequences = renderer.for_training(row)
+        longest = max(len(sequence.token_ids) for sequence in sequences)
+        return RowLength(longest, sum(sequence.cut(max_tokens).learnt_tokens for sequence in sequences))
+
+    return limit_lengths(prepared, measure, max_tokens, data.too_long)
+
+
+def _absolute(data: DataSpec) -> DataSpec:
+    names = ("path", "validation_path", "test_path")
+    paths = {name: value for name in names if (value := getattr(data, name)) is not None}
+    return data.model_copy(update={name: str(Path(path).expanduser().absolute()) for name, path in paths.items()})
