@@ -134,6 +134,12 @@ class ChatRenderer:
         return self._bytes.of(token_id)
 
     @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that are no part of any text."""
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @cached_property
     def drops_first_space(self) -> bool:
         """Whether an answer's text leaves out the space that its first token may begin with."""
         return self._bytes.drops_first_space

@@ -13,7 +13,7 @@ _BLOCK_TOKENS = 64
 
 
 class SlotCache:
-    """For each layer, keys and values of shape (slots, key heads, capacity, head size); grows as needed."""
+    """For each layer, keys and values of shape (slots, key heads, capacity, head size)."""
 
     def __init__(self) -> None:
         self._keys: dict[int, Tensor] = {}
@@ -21,16 +21,15 @@ class SlotCache:
         self.slots = 0
         self.capacity_tokens = 0
 
-    def reserve(self, slots: int, tokens: int) -> None:
-        """Make room for at least `slots` requests of `tokens` tokens, what is stored kept."""
-        if slots <= self.slots and tokens <= self.capacity_tokens:
-            return
-        slots = max(slots, self.slots)
-        tokens = max(-(-tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS, self.capacity_tokens)
+    def resize(self, keep: Sequence[int], slots: int, tokens: int) -> None:
+        """Make room for `slots` requests of `tokens` tokens; the slots `keep` become the first ones, in that order."""
+        tokens = whole_blocks(tokens)
+        stay = min(tokens, self.capacity_tokens)
         for store in (self._keys, self._values):
             for layer, old in store.items():
                 new = old.new_zeros(slots, old.shape[1], tokens, old.shape[3])
-                new[: old.shape[0], :, : old.shape[2]] = old
+                for place, slot in enumerate(keep):
+                    new[place, :, :stay] = old[slot, :, :stay]
                 store[layer] = new
         self.slots, self.capacity_tokens = slots, tokens
 
@@ -42,8 +41,8 @@ class SlotCache:
                 store[layer] = new.new_zeros(self.slots, heads, self.capacity_tokens, size)
             store[layer][slots, :, positions] = new.transpose(0, 1)
 
-    def view(self, layer: int, slots: slice, tokens: int) -> tuple[Tensor, Tensor]:
-        """Return keys and values of some slots, of their first `tokens` positions, without a copy."""
+    def view(self, layer: int, slots: slice | Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values of some slots, of their first `tokens` positions; of a slice without a copy."""
         return self._keys[layer][slots, :, :tokens], self._values[layer][slots, :, :tokens]
 
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:
@@ -70,25 +69,35 @@ class StepLayout:
     `padding` copies of its first token.
     """
 
-    def __init__(self, cache: SlotCache, decoding: Sequence[tuple[int, int]], chunks: Sequence[Chunk]) -> None:
+    def __init__(
+        self,
+        cache: SlotCache,
+        decoding: Sequence[tuple[int, int]],
+        chunks: Sequence[Chunk],
+        device: torch.device | str = "cpu",
+    ) -> None:
         """Take (slot, position) of each decoding token, and the chunks."""
         self._cache = cache
         self._decoding = len(decoding)
         self._chunks = chunks
-        spread = [(c.slot, c.position + i) for c in chunks for i in range(c.length)]
-        tokens = [*decoding, *spread]
+        self._device = device
+        tokens = [*decoding, *((c.slot, c.position + i) for c in chunks for i in range(c.length))]
         # CPUs multiply a single row by another kernel, whose sums round differently; with two rows the results are
         # those of any larger batch.
         self.padding = 1 if len(tokens) == 1 else 0
-        where = torch.tensor(tokens + tokens[:1] * self.padding, dtype=torch.long)
+        where = torch.tensor(tokens + tokens[:1] * self.padding, dtype=torch.long, device=device)
         self._slots, self.positions = where[:, 0], where[:, 1]
-        self._rows = 1 + max((slot for slot, _ in decoding), default=-1)
-        self._is_whole = [slot for slot, _ in decoding] == list(range(self._rows))
-        longest = 1 + max((position for _, position in decoding), default=0)
-        self._keys = _padded(longest, cache)
-        # Position of each row's token; rows that decode nothing see their first key alone and are thrown away.
-        self._last = torch.zeros(self._rows, dtype=torch.long)
-        self._last[self._slots[: self._decoding]] = self.positions[: self._decoding]
+        # Rows of the cache that decoding reads: all up to the last one, without a copy, while most of them decode.
+        span = 1 + max((slot for slot, _ in decoding), default=-1)
+        self._reads_span = span < 2 * len(decoding)
+        self._is_whole = not self._reads_span or [slot for slot, _ in decoding] == list(range(span))
+        self._rows: slice | Tensor = slice(0, span) if self._reads_span else self._slots[: self._decoding]
+        self._keys = self._padded(1 + max((position for _, position in decoding), default=0))
+        self._last = self.positions[: self._decoding]
+        if not self._is_whole:  # rows that decode nothing see their first key alone and are thrown away
+            last = torch.zeros(span, dtype=torch.long, device=device)
+            self._last = last.index_copy_(0, self._slots[: self._decoding], self._last)
+        self._masks: dict[tuple[Chunk | None, int | None], Tensor] = {}
 
     def attend(
         self,
@@ -106,8 +115,7 @@ class StepLayout:
         parts = []
         if self._decoding:
             parts.append(self._decode(layer, query[0, :, : self._decoding], scale, window_tokens, softcap))
-        for chunk in self._chunks:
-            parts.append(self._prefill(layer, query[0], chunk, scale, window_tokens, softcap))
+        parts += [self._prefill(layer, query[0], chunk, scale, window_tokens, softcap) for chunk in self._chunks]
         if self.padding:
             parts.append(parts[0])
         return torch.cat(parts, dim=0).unsqueeze(0)
@@ -116,17 +124,14 @@ class StepLayout:
         self, layer: int, query: Tensor, scale: float, window_tokens: int | None, softcap: float | None
     ) -> Tensor:
         """Map (H, decoding, D) to (decoding, H, D)."""
-        keys, values = self._cache.view(layer, slice(0, self._rows), self._keys)
+        keys, values = self._cache.view(layer, self._rows, self._keys)
         slots = self._slots[: self._decoding]
         q = query.transpose(0, 1)
         if not self._is_whole:
-            q = q.new_zeros(self._rows, *q.shape[1:]).index_copy_(0, slots, q)
-        q = q.reshape(self._rows, keys.shape[1], -1, q.shape[-1])
-        index = torch.arange(self._keys)
-        seen = index <= self._last[:, None]
-        if window_tokens is not None:
-            seen &= index > self._last[:, None] - window_tokens
-        out = _attention(q, keys, values, seen[:, None, None], scale, softcap).flatten(1, 2)
+            q = q.new_zeros(len(keys), *q.shape[1:]).index_copy_(0, slots, q)
+        q = q.reshape(len(keys), keys.shape[1], -1, q.shape[-1])
+        hidden = self._hidden(None, self._last[:, None], self._keys, window_tokens)
+        out = _attention(q, keys, values, hidden, scale, softcap).flatten(1, 2)
         return out if self._is_whole else out.index_select(0, slots)
 
     def _prefill(
@@ -134,30 +139,46 @@ class StepLayout:
     ) -> Tensor:
         """Map one chunk of (H, N, D) to (length, H, D)."""
         end = chunk.position + chunk.length
-        keys, values = self._cache.view(layer, slice(chunk.slot, chunk.slot + 1), _padded(end, self._cache))
-        heads, size = query.shape[0], query.shape[-1]
+        keys, values = self._cache.view(layer, slice(chunk.slot, chunk.slot + 1), self._padded(end))
+        heads, _, size = query.shape
         q = query[:, chunk.start : chunk.start + chunk.length].reshape(1, keys.shape[1], -1, size)
-        own = torch.arange(chunk.position, end)[:, None]
-        index = torch.arange(keys.shape[2])
-        seen = index <= own
-        if window_tokens is not None:
-            seen &= index > own - window_tokens
-        seen = seen.repeat(heads // keys.shape[1], 1)
-        out = _attention(q, keys, values, seen, scale, softcap)
+        own = torch.arange(chunk.position, end, device=self._device)[None]
+        hidden = self._hidden(chunk, own, keys.shape[2], window_tokens)
+        out = _attention(q, keys, values, hidden, scale, softcap)
         return out.view(heads, chunk.length, size).transpose(0, 1)
 
+    def _hidden(self, chunk: Chunk | None, own: Tensor, keys: int, window_tokens: int | None) -> Tensor:
+        """Return (B, Q, T): which of T keys is out of sight of queries at positions `own` (B, Q).
 
-def _padded(tokens: int, cache: SlotCache) -> int:
-    return min(-(-tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS, cache.capacity_tokens)
+        Made once a step, for the chunk or for all decoding slots, and kept for all layers.
+        """
+        name = (chunk, window_tokens)
+        if name not in self._masks:
+            index = torch.arange(keys, device=self._device)
+            hidden = index > own[:, :, None]
+            if window_tokens is not None:
+                hidden |= index <= own[:, :, None] - window_tokens
+            self._masks[name] = hidden
+        return self._masks[name]
+
+    def _padded(self, tokens: int) -> int:
+        return min(whole_blocks(tokens), self._cache.capacity_tokens)
 
 
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, softcap: float | None
-) -> Tensor:
-    """Attend with queries (B, K, Q, D) to keys and values (B, K, T, D) where `seen` (broadcast to (B, K, Q, T))."""
+def whole_blocks(tokens: int) -> int:
+    """Round up to whole blocks."""
+    return -(-tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """Attend with queries (B, K, G Q, D) to keys and values (B, K, T, D) that aren't `hidden` (B, Q, T).
+
+    G query heads share one of the K key heads.
+    """
     scores = torch.matmul(q, k.transpose(-1, -2))
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(scale)
     if softcap is not None:
         scores = torch.tanh(scores / softcap).mul_(softcap)
-    scores.masked_fill_(~seen, float("-inf"))
+    rows, queries, keys = hidden.shape
+    scores.view(rows, k.shape[1], -1, queries, keys).masked_fill_(hidden[:, None, None], float("-inf"))
     return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.errors import RequestError
-from tunesmith.generate.cache import Chunk, SlotCache, StepLayout
+from tunesmith.generate.cache import Chunk, SlotCache, StepLayout, whole_blocks
 from tunesmith.generate.completion import Completion, FinishReason, TokenLogprob
 from tunesmith.generate.request import Delta, Request
 from tunesmith.generate.sampling import Choice, Sampler
@@ -35,11 +35,27 @@ _WORTH_WAITING_TOKENS = 32
 
 @dataclass
 class _Slot:
-    """What one slot of the cache holds: tokens whose keys and values are (or are about to be) stored."""
+    """What one slot of the cache holds: tokens whose keys and values are (or are about to be) stored.
 
-    tokens: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    `room` has a place for each token up to the request's limit; `computed` of the `count` tokens are stored.
+    `last_used` counts placed requests.
+    """
+
+    room: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    count: int = 0
     computed: int = 0
+    last_used: int = -1
     active: _Active | None = None
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int64]:
+        """The tokens so far."""
+        return self.room[: self.count]
+
+    def append(self, token_id: int) -> None:
+        """Add a token that isn't computed yet."""
+        self.room[self.count] = token_id
+        self.count += 1
 
 
 @dataclass
@@ -93,6 +109,7 @@ class Engine:
         self._slots: list[_Slot] = []
         self._waiting: deque[tuple[int, Request]] = deque()
         self._ids = itertools.count()
+        self._placed = itertools.count()
 
     @property
     def has_work(self) -> bool:
@@ -152,13 +169,17 @@ class Engine:
             self.check(request)
         index_of = {self.add(request): index for index, request in enumerate(requests)}
         done: dict[int, Completion] = {}
-        while len(done) < len(requests):
-            for delta in self.step():
-                index = index_of.get(delta.request_id)
-                if index is not None and delta.completion is not None:
-                    done[index] = delta.completion
-                    if on_done is not None:
-                        on_done(index, delta.completion)
+        try:
+            while len(done) < len(requests):
+                for delta in self.step():
+                    index = index_of.get(delta.request_id)
+                    if index is not None and delta.completion is not None:
+                        done[index] = delta.completion
+                        if on_done is not None:
+                            on_done(index, delta.completion)
+        finally:  # after Ctrl-C or a failing `on_done`, nothing is left to compute for nobody
+            for request_id in index_of:
+                self.cancel(request_id)
         return [done[index] for index in range(len(requests))]
 
     @torch.inference_mode()
@@ -168,10 +189,10 @@ class Engine:
         decoding, chunks, tokens, heads = self._plan()
         if not tokens:
             return []
-        layout = StepLayout(self._cache, decoding, chunks)
+        layout = StepLayout(self._cache, decoding, chunks, self._device)
         output = self._model.get_decoder()(
             input_ids=torch.tensor([tokens + tokens[:1] * layout.padding], device=self._device),
-            position_ids=layout.positions[None].to(self._device),
+            position_ids=layout.positions[None],
             use_cache=False,
             layout=layout,
         )
@@ -190,18 +211,19 @@ class Engine:
         """Give waiting requests a slot, in order, as far as memory and sharing allow."""
         while self._waiting:
             request_id, request = self._waiting[0]
-            room = min(self._context_tokens, self._max_cache_tokens)
-            limit = min(request.sampling.max_completion_tokens, room - len(request.prompt_ids))
-            total = len(request.prompt_ids) + limit
-            busy = sum(slot.active is not None for slot in self._slots)
-            capacity = max(total, self._cache.capacity_tokens)
-            if busy and (busy >= self._max_batch or (busy + 1) * capacity > self._max_cache_tokens):
-                return
             prompt = np.asarray(request.prompt_ids, dtype=np.int64)
-            if self._sharing_soon(prompt):
+            most = min(self._context_tokens, self._max_cache_tokens)
+            total = min(len(prompt) + request.sampling.max_completion_tokens, most)
+            busy = sum(slot.active is not None for slot in self._slots)
+            too_much = (busy + 1) * self._needed_tokens(total) > self._max_cache_tokens
+            if busy and (busy >= self._max_batch or too_much or self._sharing_soon(prompt)):
                 return
             self._waiting.popleft()
-            self._place(request_id, request, prompt, limit)
+            self._place(request_id, request, prompt, total)
+
+    def _needed_tokens(self, total: int) -> int:
+        """Return the capacity of a slot that holds `total` tokens, or any request in flight."""
+        return whole_blocks(max([total, *(len(slot.room) for slot in self._slots if slot.active is not None)]))
 
     def _sharing_soon(self, prompt: npt.NDArray[np.int64]) -> bool:
         """Whether a prompt in flight is about to compute much of what this one begins with."""
@@ -210,32 +232,57 @@ class Engine:
         soon = max((_common(prompt, slot.tokens) for slot in coming), default=0)
         return soon - ready >= _WORTH_WAITING_TOKENS
 
-    def _place(self, request_id: int, request: Request, prompt: npt.NDArray[np.int64], limit: int) -> None:
-        """Put a request into the free slot that holds most of its beginning, or copy the beginning there."""
+    def _place(self, request_id: int, request: Request, prompt: npt.NDArray[np.int64], total: int) -> None:
+        """Put a request into a free slot, with what any slot holds of its beginning.
+
+        Args:
+            request_id: the request's id.
+            request: the request.
+            prompt: its tokens.
+            total: most tokens of prompt and answer together.
+        """
+        self._make_room(total)
         longest = len(prompt) - 1  # the last token must be computed: its hidden state gives the first answer token
         shared = [min(longest, _common(prompt, slot.tokens[: slot.computed])) for slot in self._slots]
-        best = max(shared, default=0)
+        best = max(shared)
         free = [i for i, slot in enumerate(self._slots) if slot.active is None]
-        if not free:
-            self._slots.append(_Slot())
-            shared.append(0)
-            free = [len(self._slots) - 1]
-        target = max(free, key=lambda i: shared[i])
-        self._cache.reserve(len(self._slots), len(prompt) + limit)
+        continued = [i for i in free if shared[i] == self._slots[i].computed]
+        target = (
+            max(continued, key=lambda i: shared[i])  # nothing is lost
+            if continued
+            else min(free, key=lambda i: self._slots[i].last_used)
+        )
         if best > shared[target]:
             self._cache.copy_prefix(shared.index(best), target, best)
-        self._slots[target] = _Slot(
-            tokens=prompt,
-            computed=best,
-            active=_Active(
-                request_id,
-                request,
-                Sampler(request.sampling),
-                TextStream(self.renderer.tokenizer, request.sampling.stop),
-                time.perf_counter(),
-                limit,
-            ),
+        room = np.empty(total, dtype=np.int64)
+        room[: len(prompt)] = prompt
+        sampling = request.sampling
+        stream = TextStream(self.renderer, sampling.stop)
+        limit = total - len(prompt)
+        active = _Active(request_id, request, Sampler(sampling), stream, time.perf_counter(), limit)
+        self._slots[target] = _Slot(room, len(prompt), best, next(self._placed), active)
+
+    def _make_room(self, total: int) -> None:
+        """See to a free slot that holds `total` tokens; of the free ones, the latest used are kept if need be."""
+        busy = sum(slot.active is not None for slot in self._slots)
+        needed, tokens = self._needed_tokens(total), self._cache.capacity_tokens
+        if busy < len(self._slots) and needed <= tokens:
+            return
+        if needed > tokens or (busy + 1) * tokens > self._max_cache_tokens:
+            tokens = needed
+        most = max(busy + 1, min(self._max_batch, self._max_cache_tokens // tokens))
+        # Growing by doubling copies each slot a few times at most.
+        count = min(most, len(self._slots) if busy < len(self._slots) else max(4, 2 * busy))
+        by_worth = sorted(
+            range(len(self._slots)),
+            key=lambda i: (self._slots[i].active is not None, self._slots[i].last_used),
+            reverse=True,
         )
+        keep = sorted(by_worth[:count])
+        self._cache.resize(keep, count, tokens)
+        self._slots = [self._slots[i] for i in keep] + [_Slot() for _ in range(count - len(keep))]
+        for slot in self._slots:
+            slot.computed = min(slot.computed, tokens)
 
     def _plan(self) -> tuple[list[tuple[int, int]], list[Chunk], list[int], list[tuple[int, int]]]:
         """Choose this step's tokens.
@@ -269,17 +316,16 @@ class Engine:
     def _extend(self, slots: Sequence[int], logits: Tensor) -> list[Delta]:
         """Choose each slot's next token from logits (rows, V)."""
         deltas = []
-        for slot_index, row in zip(slots, logits.cpu(), strict=True):
+        for slot_index, row, likeliest in zip(slots, logits, logits.argmax(-1).tolist(), strict=True):
             slot = self._slots[slot_index]
             active = slot.active
             assert active is not None
-            choice = active.sampler.choose(row)
-            deltas.append(self._take(slot, active, choice))
+            deltas.append(self._take(slot, active, active.sampler.choose(row, likeliest)))
         return deltas
 
     def _take(self, slot: _Slot, active: _Active, choice: Choice) -> Delta:
         active.generated.append(choice.token_id)
-        slot.tokens = np.append(slot.tokens, choice.token_id)
+        slot.append(choice.token_id)
         is_end = choice.token_id in self.renderer.end_of_turn_ids
         text = "" if is_end else active.stream.add(choice.token_id)
         if active.request.sampling.logprobs and not is_end:
@@ -310,13 +356,10 @@ class Engine:
         return Delta(active.request_id, text, logprobs, completion)
 
     def _token_logprob(self, choice: Choice) -> TokenLogprob:
-        text = self.renderer.token_text(choice.token_id)
-        top = tuple(
-            (token_id, name, name.encode(), logprob)
-            for token_id, logprob in choice.top
-            for name in [self.renderer.token_text(token_id)]
-        )
-        return TokenLogprob(choice.token_id, text, text.encode(), choice.logprob, top)
+        token_text, token_bytes = self.renderer.token_text, self.renderer.token_bytes
+        top = tuple((i, token_text(i), token_bytes(i), logprob) for i, logprob in choice.top)
+        chosen = choice.token_id
+        return TokenLogprob(chosen, token_text(chosen), token_bytes(chosen), choice.logprob, top)
 
 
 def _common(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> int:

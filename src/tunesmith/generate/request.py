@@ -10,7 +10,7 @@ from tunesmith.specs.generation import SamplingSpec
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer to one prompt. (`sampling.n` answers are that many requests, see `expand`.)"""
+    """One answer to one prompt; `sampling.n` answers are that many requests, see `expand`."""
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingSpec

@@ -33,10 +33,13 @@ class Sampler:
         else:
             self._random.manual_seed(spec.seed % 2**63)
 
-    def choose(self, logits: Tensor) -> Choice:
-        """Choose from logits (V,), float32."""
+    def choose(self, logits: Tensor, likeliest: int) -> Choice:
+        """Choose from logits (V,), float32, whose greatest is at `likeliest`."""
         spec = self._spec
-        token_id = int(logits.argmax()) if spec.temperature == 0 else self._draw(logits)
+        if spec.temperature == 0 and not spec.logprobs:
+            return Choice(likeliest)
+        logits = logits.cpu()
+        token_id = likeliest if spec.temperature == 0 else self._draw(logits)
         if not spec.logprobs:
             return Choice(token_id)
         logprobs = torch.log_softmax(logits, dim=-1)
@@ -47,7 +50,8 @@ class Sampler:
         return Choice(token_id, float(logprobs[token_id]), top)
 
     def _draw(self, logits: Tensor) -> int:
-        probabilities = torch.softmax(logits / self._spec.temperature, dim=-1)
+        # Minus the greatest: a temperature close to zero would else make infinite numbers.
+        probabilities = torch.softmax((logits - logits.max()) / self._spec.temperature, dim=-1)
         if self._spec.top_p < 1.0:
             ordered, ids = probabilities.sort(descending=True)
             # A token stays while the mass before it is below top_p; the likeliest always stays.

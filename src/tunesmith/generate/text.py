@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+import codecs
 
-from tokenizers.decoders import DecodeStream
+from tunesmith.chat.renderer import ChatRenderer
 
 
 class TextStream:
     """One answer's text, growing token by token.
 
     Args:
-        tokenizer: a transformers tokenizer (fast).
-        stop: texts that end the answer; neither they nor what follows them is given out.
+        renderer: knows the tokens' bytes.
+        stop: texts that end the answer; neither they nor what follows them is given out. Empty ones end nothing.
     """
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
-        self._backend = tokenizer.backend_tokenizer
-        self._decode = DecodeStream(ids=[], skip_special_tokens=True)
-        self._stop = stop
+    def __init__(self, renderer: ChatRenderer, stop: tuple[str, ...]) -> None:
+        self._renderer = renderer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._drops_space = renderer.drops_first_space
+        self._stop = tuple(filter(None, stop))
         self._held = ""
         self.text = ""
         self.is_stopped = False
 
     def add(self, token_id: int) -> str:
         """Take in a token; return the text that is now certain."""
-        self._held += self._decode.step(self._backend, token_id) or ""
+        if token_id in self._renderer.special_ids:
+            return ""
+        added = self._renderer.token_bytes(token_id)
+        if added and self._drops_space:
+            added, self._drops_space = added.removeprefix(b" "), False
+        self._held += self._decoder.decode(added)
         found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.is_stopped = True
@@ -33,8 +39,11 @@ class TextStream:
         return self._give(len(self._held) - self._possible_stop())
 
     def finish(self) -> str:
-        """Return what was held back, now that no more tokens come."""
-        return "" if self.is_stopped else self._give(len(self._held))
+        """Return what was held back, now that no more tokens come; half a character becomes U+FFFD."""
+        if self.is_stopped:
+            return ""
+        self._held += self._decoder.decode(b"", final=True)
+        return self._give(len(self._held))
 
     def _give(self, count: int) -> str:
         given, self._held = self._held[:count], self._held[count:]
