@@ -189,3 +189,23 @@ def test_a_file_of_prompts_is_answered_in_order_and_continued(home, spec, tmp_pa
     with pytest.raises(DataError) as caught:
         api.generate_file(spec.base, prompts, cut, home=home)
     assert caught.value.code == "output_exists"
+
+
+def test_answers_that_call_tools_are_compared_as_the_model_writes_them(home, spec, tmp_path):
+    call = {"id": "c", "type": "function", "function": {"name": "order", "arguments": '{"item": "tea"}'}}
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"tea number {number}"},
+                {"role": "assistant", "tool_calls": [call]},
+            ],
+            "tools": [{"type": "function", "function": {"name": "order", "parameters": {"type": "object"}}}],
+        }
+        for number in range(30)
+    ]
+    path = tmp_path / "calls.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    calls = spec.model_copy(update={"data": spec.data.model_copy(update={"path": str(path)})})
+    result = api.tune(calls, home=home)
+    written = '<tool_call>\n{"name": "order", "arguments": {"item": "tea"}}\n</tool_call>'
+    assert {row.reference for row in result.test_rows} == {written}

@@ -121,6 +121,7 @@ class _Execution:
                 folder=folder,
                 spec=self._spec,
                 data=data,
+                test_rows=proof.rows,
                 base=self._base,
                 plan=plan,
                 adapter=adapter,

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.examples import Conversation
 from tunesmith.evaluate.comparison import ArmResult
 from tunesmith.evaluate.curves import Curves
 from tunesmith.evaluate.report import Report, write_report
@@ -44,6 +45,7 @@ class Finished:
     folder: RunFolder
     spec: TuneSpec
     data: PinnedData
+    test_rows: Sequence[Conversation]
     base: Base
     plan: Plan
     adapter: LoraAdapter
@@ -78,7 +80,7 @@ def finish(run: Finished, home: Home) -> RunResult:
         sentence=verdict.sentence,
     )
     write_report(run.folder.path, _report(run, verdict, version))
-    return RunResult(figures, verdict, version, run.folder.path, run.arms, run.data.test)
+    return RunResult(figures, verdict, version, run.folder.path, run.arms, run.test_rows)
 
 
 def _register(run: Finished, summary: Mapping[str, Any], home: Home) -> ModelVersion:
@@ -159,7 +161,7 @@ def _report(run: Finished, verdict: Verdict, version: ModelVersion) -> Report:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict,
         arms=run.arms,
-        rows=run.data.test,
+        rows=run.test_rows,
         confidence=run.spec.evaluation.confidence,
         curves=Curves(
             train_loss=curve("loss"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -50,17 +51,19 @@ class Proof:
     ) -> None:
         self._loaded = loaded
         self._renderer = renderer
-        self._rows = rows
+        #: The test rows with their references as the model would write them.
+        self.rows = [_as_written(row, renderer) for row in rows]
+        learnt = [_as_written(row, renderer) for row in train]
         self._spec = spec
         self._observer = observer
-        self.measure: Measure = choose_measure([row.reference for row in train], spec.measure)
-        self._max_output_tokens = self._output_limit([*rows, *train])
+        self.measure: Measure = choose_measure([row.reference for row in learnt], spec.measure)
+        self._max_output_tokens = self._output_limit([*self.rows, *learnt])
 
     def measure_arm(self, arm: Arm) -> ArmResult:
         """Ask the model every test row by way of `arm`, greedily, and score the answers."""
         engine = Engine(self._loaded, self._renderer, max_batch=self._spec.batch_size)
         sampling = SamplingSpec(max_completion_tokens=self._max_output_tokens)
-        requests = [Request(self._renderer.for_generation(asked), sampling) for asked in arm.requests(self._rows)]
+        requests = [Request(self._renderer.for_generation(asked), sampling) for asked in arm.requests(self.rows)]
         done = 0
 
         def count(*_: object) -> None:
@@ -73,7 +76,7 @@ class Proof:
         return score_arm(
             arm.name,
             arm.description,
-            self._rows,
+            self.rows,
             completions,
             self.measure,
             self._spec.confidence,
@@ -85,7 +88,7 @@ class Proof:
         model = TreeModel.of(self._loaded.model)
         losses = []
         with torch.no_grad():
-            for row in self._rows:
+            for row in self.rows:
                 sequence = self._renderer.for_training(row)[-1]
                 loss, _ = model.loss(build_tree([sequence]))
                 losses.append(float(loss) / sequence.learnt_tokens)
@@ -99,3 +102,15 @@ class Proof:
         longest = sorted({row.reference for row in rows}, key=len)[-20:]
         tokens = max(len(tokenizer.encode(text, add_special_tokens=False)) for text in longest)
         return min(_MAX_OUTPUT_TOKENS, math.ceil(tokens * _ROOM) + _SPARE_TOKENS)
+
+
+def _as_written(row: Conversation, renderer: ChatRenderer) -> Conversation:
+    """Return the row with its last answer's tool calls as the text that the model writes for them."""
+    last = max(i for i, message in enumerate(row.messages) if message.role == "assistant")
+    answer = row.messages[last]
+    if not answer.tool_calls:
+        return row
+    turn = Conversation((*row.messages[:last], replace(answer, weight=1)), row.tools, row.place)
+    start = len(renderer.for_generation(row.prompt))
+    text = renderer.decode(renderer.for_training(turn)[-1].token_ids[start:]).strip()
+    return replace(row, messages=(*row.messages[:last], replace(answer, content=text, tool_calls=())))
