@@ -210,3 +210,10 @@ def test_a_terminal_gets_a_panel():
     os.close(ours)
     assert process.wait() == 2
     assert "╭" in shown.decode() and "adapter.rank" in shown.decode()
+
+
+def test_control_characters_of_a_file_dont_reach_the_terminal(tmp_path: Path, home, capsys):
+    data = tmp_path / "rows.csv"
+    data.write_text('"que\x1b[31mstion",answer\n' + "".join(f"{i},{i}\n" for i in range(20)))
+    assert run(["check", str(data)]) == 2
+    assert "\x1b" not in capsys.readouterr().err

@@ -110,8 +110,7 @@ class PlainLines:
 
 
 def _time_left(started: float, done: int, total: int) -> str:
-    """Say how long the rest will take, or how long it took."""
-    seconds = time.monotonic() - started
-    if done >= total:
-        return f"took {duration(seconds)}"
-    return f"{duration(seconds / done * (total - done))} left" if done else ""
+    """Say how long the rest will take."""
+    if not 0 < done < total:
+        return ""
+    return f"{duration((time.monotonic() - started) / done * (total - done))} left"

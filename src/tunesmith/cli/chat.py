@@ -14,7 +14,7 @@ from tunesmith.cli.engine_room import api
 from tunesmith.cli.errors import show_error
 from tunesmith.cli.generate import SAMPLING_FLAGS
 from tunesmith.cli.options import Json, takes_settings
-from tunesmith.cli.screen import Screen
+from tunesmith.cli.screen import Screen, printable
 from tunesmith.data.examples import Conversation, Message
 from tunesmith.errors import RequestError
 from tunesmith.specs.generation import SamplingSpec
@@ -127,7 +127,7 @@ def _answer(line: str, talk: Talk, screen: Screen) -> None:
         screen.story.print(Text("model ", style="learnt"), end="")
     try:
         for piece in talk.say(line):
-            screen.story.out(piece, end="", highlight=False)
+            screen.story.out(printable(piece), end="", highlight=False)
             screen.story.file.flush()
         screen.story.print()
     except KeyboardInterrupt:

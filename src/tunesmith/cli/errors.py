@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.cli.screen import error_console, print_json
+from tunesmith.cli.screen import error_console, print_json, printable
 from tunesmith.errors import TunesmithError, UserError
 
 #: Set to 1 to see the whole traceback of an internal fault.
@@ -91,10 +91,11 @@ def _panel(error: TunesmithError, console: Console) -> Panel:
     facts.add_column(overflow="fold")
     for name, words in (("where", error.where), ("fix", error.fix)):
         if words:
-            facts.add_row(name, Text(words))
+            facts.add_row(name, Text(printable(words)))
     for i, problem in enumerate(_listed(error)):
-        facts.add_row("" if i else "also", Text(problem, style="faint"))
-    parts = [Text(error.message), facts] if facts.row_count else [Text(error.message)]
+        facts.add_row("" if i else "also", Text(printable(problem), style="faint"))
+    message = Text(printable(error.message))
+    parts = [message, facts] if facts.row_count else [message]
     stopped = error.exit_code == INTERRUPTED
     title, colour = ("[warn]stopped[/]", "warn") if stopped else ("[bad]error[/]", "bad")
     return Panel(
@@ -110,7 +111,7 @@ def _print_plain(error: TunesmithError, console: Console) -> None:
     lines += [f"  fix: {error.fix}"] if error.fix else []
     lines += [f"  also: {problem}" for problem in _listed(error)]
     for line in lines:
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(printable(line)), soft_wrap=True)
 
 
 def _listed(error: TunesmithError) -> list[str]:

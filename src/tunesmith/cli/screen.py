@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,6 +79,11 @@ class Screen:
         """End a command: with `--json`, its one object."""
         if self.is_json:
             print_json(values)
+
+
+def printable(text: str) -> str:
+    """Return text from a file or a model without control characters, which could make the terminal do anything."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "�" for c in text)
 
 
 def print_json(values: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.cli.quantities import plural
-from tunesmith.cli.screen import Screen
+from tunesmith.cli.screen import Screen, printable
 
 #: Longer rows are shown with their middle left out.
 _TOKENS_SHOWN = 240
@@ -52,14 +52,14 @@ def show_counts(screen: Screen, report: Mapping[str, Any]) -> None:
 def show_findings(screen: Screen, report: Mapping[str, Any]) -> None:
     """List what may spoil a training; say so when there is nothing."""
     for row in report.get("dropped_rows", ())[:_DROPPED_SHOWN]:
-        screen.say(Text(f"  dropped  {_place(row)}: {row['reason']}", style="faint"))
+        screen.say(Text(f"  dropped  {_place(row)}: {printable(row['reason'])}", style="faint"))
     more = report["dropped"] - min(_DROPPED_SHOWN, len(report.get("dropped_rows", ())))
     if more > 0 and report.get("dropped_rows"):
         screen.say(Text(f"           ... and {more:,} more", style="faint"))
     if not report["findings"]:
         screen.say(Text.assemble(("✓ ", "good"), "Nothing else to worry about."))
     for finding in report["findings"]:
-        screen.say(Text.assemble(("! ", "warn"), finding["message"]))
+        screen.say(Text.assemble(("! ", "warn"), printable(finding["message"])))
         places = finding.get("places", ())
         if places:
             listed = ", ".join(_place(place) for place in places[:3])
@@ -76,7 +76,7 @@ def show_content(screen: Screen, report: Mapping[str, Any]) -> None:
     for name in ("prompt", "answer"):
         values = words[name]
         table.add_row(name, *(f"{values[key]:,.0f}" for key in ("least", "median", "p95", "most")))
-    screen.say(table)
+    screen.say("", table)
     if answers["distinct"] > 1 and answers["top"] and answers["top"][0]["rows"] > 1:
         frequent = [f"{item['text']!r} ({item['share']:.0%})" for item in answers["top"][:3] if item["rows"] > 1]
         listed = ", ".join(text if len(text) <= 60 else f"{text[:56]}...'" for text in frequent)
@@ -112,7 +112,7 @@ def _shaded(tokens: Sequence[tuple[str, bool]]) -> RenderableType:
     for i, (words, is_learnt) in enumerate(tokens):
         colour = "bold green" if is_learnt else "default"
         # A line end is shown, because it is a token like any other, and then obeyed.
-        shown = words.replace("\n", "↵")
+        shown = printable(words.replace("\n", "↵"))
         text.append(shown, style=f"{colour} on {'grey19' if i % 2 else 'grey11'}")
         text.append("\n" * words.count("\n"))
     return text
@@ -127,7 +127,7 @@ def _bracketed(tokens: Sequence[tuple[str, bool]]) -> RenderableType:
         elif text.plain and not text.plain.endswith("\n"):
             text.append("|")
         inside = is_learnt
-        text.append(words.replace("\n", "↵") + "\n" * words.count("\n"))
+        text.append(printable(words.replace("\n", "↵")) + "\n" * words.count("\n"))
     if inside:
         text.append("»")
     return text

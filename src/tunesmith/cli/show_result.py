@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.cli.quantities import amount, duration, plural, size
-from tunesmith.cli.screen import Screen
+from tunesmith.cli.screen import Screen, printable
 
 _VERDICTS = {
     "ship": ("Ship it", "good"),
@@ -89,15 +89,16 @@ def show_verdict(screen: Screen, verdict: Any) -> None:
 def show_side_by_side(screen: Screen, rows: Sequence[Any]) -> None:
     """Draw rows (`evaluate.side_by_side.ShownRow`) with the right answer and every arm's."""
     for row in rows:
-        table = Table.grid(padding=(0, 2), pad_edge=True)
+        table = Table.grid(padding=(0, 1), pad_edge=True)
         table.add_column(style="faint", no_wrap=True)
+        table.add_column()
         table.add_column(overflow="fold")
         for role, words in row.prompt:
-            table.add_row(role, _words(words))
-        table.add_row("right", _words(row.reference, "name"))
+            table.add_row(role, "", _words(words))
+        table.add_row("right", "", _words(row.reference, "name"))
         for answer in row.answers:
-            mark, colour = ("✓", "good") if answer.score >= 1.0 else ("✗", "bad")
-            table.add_row(answer.arm, Text.assemble((f"{mark} ", colour), _words(answer.text)))
+            mark = Text("✓", style="good") if answer.score >= 1.0 else Text("✗", style="bad")
+            table.add_row(answer.arm, mark, _words(answer.text))
         screen.say(table, "")
 
 
@@ -107,7 +108,9 @@ def show_next(
     """Say the model's name, where everything is, and what to do now; `system` is what it was trained with."""
     chat = f"tunesmith chat {shlex.quote(model)}"
     if system is not None:
-        chat += f" --system {shlex.quote(system)}"
+        # In double quotes where the shell leaves the words alone: an apostrophe in single ones is hard to read.
+        plain = not set(system) & set('"$`\\!\n')
+        chat += f' --system "{system}"' if plain else f" --system {shlex.quote(system)}"
     places = [(name, path) for name, path in (("run", run_folder), ("report", report)) if path is not None]
     rows = [("model", Text(model, style="name")), *((name, Text(str(path))) for name, path in places)]
     rows += [("talk to it", Text(chat)), ("serve it", Text("tunesmith serve"))]
@@ -157,7 +160,7 @@ def _value(value: float, *, is_share: bool) -> str:
 
 def _words(text: str, style: str = "") -> Text:
     shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} …"
-    return Text(shown or "(nothing)", style=style if shown else "faint")
+    return Text(printable(shown) or "(nothing)", style=style if shown else "faint")
 
 
 def _times(epochs: float) -> str:
