@@ -20,14 +20,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.terminal_theme import MONOKAI
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "demo.svg"
 WIDTH = 100
 #: The steps of the demo that the picture shows, by number.
 SHOWN = (2, 3, 7)
+#: How many test rows it shows side by side.
+ROWS_SHOWN = 2
 
+#: Readable on dark and light pages alike; faint words keep enough contrast (WCAG AA).
+_THEME = TerminalTheme(
+    background=(13, 17, 23),
+    foreground=(230, 237, 243),
+    normal=[
+        *[(72, 79, 88), (255, 123, 114), (63, 185, 80), (210, 153, 34)],
+        *[(88, 166, 255), (188, 140, 255), (57, 197, 207), (177, 186, 196)],
+    ],
+    bright=[
+        *[(139, 148, 158), (255, 161, 152), (86, 211, 100), (227, 179, 65)],
+        *[(121, 192, 255), (210, 168, 255), (86, 212, 221), (255, 255, 255)],
+    ],
+)
+_LEFT_OUT = ["[...]", ""]
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _HEADING = re.compile(r"^(?P<number>\d)  \S")
 
@@ -77,19 +93,34 @@ def chosen_lines(printed: str, shown: Sequence[int] = SHOWN) -> list[str]:
         if heading is not None:
             was_shown, is_shown = is_shown, int(heading["number"]) in shown
             if lines and is_shown and not was_shown:
-                lines += ["[...]", ""]
+                lines += _LEFT_OUT
         if is_shown:
             lines.append(line)
     return lines
 
 
+def with_few_rows(lines: Sequence[str], most: int = ROWS_SHOWN) -> list[str]:
+    """Return the lines without the test rows side by side beyond the first ones; the verdict's box ends them."""
+    kept: list[str] = []
+    rows = 0
+    for line in lines:
+        plain = _ESCAPE.sub("", line)
+        rows += plain.startswith("  user ")
+        if plain.startswith("\u256d"):
+            kept += _LEFT_OUT if rows > most else []
+            rows = 0
+        if rows <= most:
+            kept.append(line)
+    return kept
+
+
 def draw(printed: str, picture: Path) -> None:
     """Write the picture."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), color_system="truecolor")
-    for line in chosen_lines(printed):
+    for line in with_few_rows(chosen_lines(printed)):
         console.print(Text.from_ansi(line), soft_wrap=True)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    svg = console.export_svg(title="make demo", theme=MONOKAI, unique_id="tunesmith-demo")
+    svg = console.export_svg(title="make demo", theme=_THEME, unique_id="tunesmith-demo")
     picture.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n", encoding="utf-8")
 
 
