@@ -29,7 +29,8 @@ demo: .venv/.installed  ## the whole path on bundled real data: check, tune, pro
 
 .PHONY: test
 test: .venv/.installed-dev  ## all tests
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest \
+		-n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: lint
 lint: .venv/.installed-dev  ## style, types, and the floors of the house
