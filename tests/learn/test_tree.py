@@ -245,3 +245,14 @@ def test_architectures_that_a_tree_would_get_wrong_are_refused(kind, settings, w
     config = AutoConfig.for_model(kind, vocab_size=20, pad_token_id=0, bos_token_id=0, eos_token_id=0, **settings)
     with pytest.raises(ModelError, match=why):
         TreeModel.of(AutoModelForCausalLM.from_config(config))
+
+
+def test_attention_sinks_are_refused():
+    """They would be left out of the softmax without a word."""
+    config = AutoConfig.for_model(
+        "gpt_oss", vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1, pad_token_id=0,
+    )  # fmt: skip
+    model = TreeModel.of(AutoModelForCausalLM.from_config(config))
+    with pytest.raises(ModelError, match="attention sinks"):
+        model.loss_sum(build_tree([Rendered((1, 2, 3), (False, True, True))]))

@@ -281,8 +281,6 @@ class Engine:
         keep = sorted(by_worth[:count])
         self._cache.resize(keep, count, tokens)
         self._slots = [self._slots[i] for i in keep] + [_Slot() for _ in range(count - len(keep))]
-        for slot in self._slots:
-            slot.computed = min(slot.computed, tokens)
 
     def _plan(self) -> tuple[list[tuple[int, int]], list[Chunk], list[int], list[tuple[int, int]]]:
         """Choose this step's tokens.

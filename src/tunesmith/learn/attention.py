@@ -19,7 +19,7 @@ from tunesmith.learn.tree import Segment, TokenTree
 #: A bucket may be padded to at most this multiple of its blocks' joint area.
 _MAX_PADDING = 1.6
 #: Scores of one head held at once, in numbers; what has more is computed in parts.
-_MAX_SCORES = 1 << 25
+_MAX_SCORES = 1 << 22
 #: A position behind all others.
 _FAR = 1 << 30
 #: Longer segments are computed in blocks of this many queries: less memory, and no block sees keys behind its end.
