@@ -67,6 +67,12 @@ class Model:
         """The base's name or the tuned version's `ft:` name."""
         return self.opened.name
 
+    @property
+    def system_prompt(self) -> str | None:
+        """The system prompt that a tuned model's training rows shared; in use it wants the same."""
+        version = self.opened.version
+        return version.made.summary.get("system") if version else None
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -140,6 +146,11 @@ class TuneResult:
     def test_rows(self) -> Sequence[Conversation]:
         """The locked test rows, in the order in which the arms answered them."""
         return self.run.test_rows
+
+    @property
+    def system_prompt(self) -> str | None:
+        """The system prompt that the training rows shared, if they did; in use the model wants the same."""
+        return self.run.version.made.summary.get("system")
 
     @property
     def report(self) -> Path:

@@ -45,7 +45,8 @@ MADE = Candidate(
             "base": {"score": 0.02, "low": 0.0, "high": 0.05},
             "tuned": {"score": 0.87, "low": 0.8, "high": 0.93},
         },
-        "verdict": "The tuned model is better.",
+        "verdict": {"kind": "ship", "sentence": "The tuned model is better."},
+        "system": "Be brief.",
     },
 )
 
@@ -78,6 +79,8 @@ def test_a_registered_model_holds_what_it_is_made_of(home):
         "| tuned | 0.87 | 0.8 | 0.93 |",
         "Apache-2.0",
         "openai",
+        "Verdict: The tuned model is better.",
+        '{"role": "system", "content": "Be brief."}',
     ):
         assert said in card
     verify(version)

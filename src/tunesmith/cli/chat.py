@@ -62,13 +62,18 @@ class Talk:
 def chat(
     settings: dict[str, Any],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A tuned model (ft: name, id, label) or a base.")],
-    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="The system prompt. None: the one that the model was trained with.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Talk to a model. Through a pipe, each line is one message and each answer one block of text."""
     sampling = SamplingSpec.parse(settings)
     screen = Screen(json=json)
     opened = api.open_model(model)
+    if system is None and opened.system_prompt is not None:
+        system = opened.system_prompt
+        screen.say(Text(f"System prompt, as in training: {system}", style="faint"))
     talk = Talk(opened, sampling, system)
     if sys.stdin.isatty():
         screen.say(Text.assemble("Talking to ", (opened.name, "name"), f". {_HELP}"))

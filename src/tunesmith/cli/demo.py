@@ -13,7 +13,7 @@ from tunesmith.cli.options import Json, Quiet, nested, takes_settings
 from tunesmith.cli.quantities import duration
 from tunesmith.cli.screen import Screen
 from tunesmith.cli.show_result import show_arms, show_client, show_next, show_side_by_side, show_verdict
-from tunesmith.cli.tune import chosen_rows, shared_system_prompt
+from tunesmith.cli.tune import chosen_rows
 from tunesmith.cli.watch import Watcher
 from tunesmith.data.examples import Conversation
 from tunesmith.demo import prompts
@@ -88,10 +88,9 @@ def demo(settings: dict[str, Any], json: Json = False, quiet: Quiet = False) -> 
     show_side_by_side(screen, chosen_rows(result))
     show_verdict(screen, result.verdict)
     tell(screen, "use")
-    system = shared_system_prompt(result)
-    show_client(screen, result.figures.model, system=system, question=prompts.QUESTION)
+    show_client(screen, result.figures.model, system=result.system_prompt, question=prompts.QUESTION)
     screen.say("")
-    show_next(screen, result.figures.model, system=system, run_folder=result.figures.run, report=result.report)
+    show_next(screen, result.figures.model, run_folder=result.figures.run, report=result.report)
     seconds = time.monotonic() - started
     screen.say(
         "", Text(f"All of this took {duration(seconds)}. Now try your own file: tunesmith tune FILE", style="faint")

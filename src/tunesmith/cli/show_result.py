@@ -102,15 +102,9 @@ def show_side_by_side(screen: Screen, rows: Sequence[Any]) -> None:
         screen.say(table, "")
 
 
-def show_next(
-    screen: Screen, model: str, *, system: str | None = None, run_folder: Any = None, report: Any = None
-) -> None:
-    """Say the model's name, where everything is, and what to do now; `system` is what it was trained with."""
+def show_next(screen: Screen, model: str, *, run_folder: Any = None, report: Any = None) -> None:
+    """Say the model's name, where everything is, and what to do now."""
     chat = f"tunesmith chat {shlex.quote(model)}"
-    if system is not None:
-        # In double quotes where the shell leaves the words alone: an apostrophe in single ones is hard to read.
-        plain = not set(system) & set('"$`\\!\n')
-        chat += f' --system "{system}"' if plain else f" --system {shlex.quote(system)}"
     places = [(name, path) for name, path in (("run", run_folder), ("report", report)) if path is not None]
     rows = [("model", Text(model, style="name")), *((name, Text(str(path))) for name, path in places)]
     rows += [("talk to it", Text(chat)), ("serve it", Text("tunesmith serve"))]

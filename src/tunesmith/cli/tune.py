@@ -66,12 +66,6 @@ def chosen_rows(result: TuneResult) -> list[ShownRow]:
     )
 
 
-def shared_system_prompt(result: TuneResult) -> str | None:
-    """Return the system prompt that all test rows have, if there is one: the model wants it in use as in training."""
-    prompts = {row.messages[0].content for row in result.test_rows if row.messages[0].role == "system"}
-    return prompts.pop() if len(prompts) == 1 else None
-
-
 def show_tuned(screen: Screen, result: TuneResult) -> None:
     """Show what a finished run came to: scores, rows side by side, the verdict, the next commands."""
     if result.arms:
@@ -82,6 +76,5 @@ def show_tuned(screen: Screen, result: TuneResult) -> None:
         show_side_by_side(screen, chosen_rows(result))
     screen.heading("The verdict")
     show_verdict(screen, result.verdict)
-    system = shared_system_prompt(result)
-    show_next(screen, result.figures.model, system=system, run_folder=result.figures.run, report=result.report)
+    show_next(screen, result.figures.model, run_folder=result.figures.run, report=result.report)
     screen.say(Text(""))

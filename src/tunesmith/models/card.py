@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ def model_card(name: str, base: str, label: str, summary: Mapping[str, Any]) -> 
         name: the `ft:` name.
         base: what it was tuned from.
         label: the user's name for it.
-        summary: `data`, `train`, `evaluation` and `verdict` as `tune --json` shows them; what is absent is left out.
+        summary: `data`, `train`, `evaluation` as `tune --json` shows them, `verdict` (with its `sentence`), `system`
+            (the system prompt of the training rows); what is absent is left out.
     """
     parts = [
         f"# {label}",
@@ -24,8 +26,8 @@ It is in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`.""
         _table("Data", ("rows", "train", "validation", "test", "dropped"), summary.get("data")),
         _table("Training", ("rows", "tokens", "seconds", "steps", "loss"), summary.get("train")),
         _results(summary.get("evaluation")),
-        f"Verdict: {summary['verdict']}" if isinstance(summary.get("verdict"), str) else "",
-        _usage(name),
+        _verdict(summary.get("verdict")),
+        _usage(name, summary.get("system")),
         _licence(base),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -53,8 +55,15 @@ def _results(evaluation: Any) -> str:
     return "\n".join([*head, f"| model | {measure} | low | high |", "|---|---|---|---|", *rows]) if rows else ""
 
 
-def _usage(name: str) -> str:
-    """Return the section that shows how to call the model."""
+def _verdict(verdict: Any) -> str:
+    """Return the verdict's sentence."""
+    sentence = verdict.get("sentence") if isinstance(verdict, Mapping) else None
+    return f"Verdict: {sentence}" if sentence else ""
+
+
+def _usage(name: str, system: str | None) -> str:
+    """Return the section that shows how to call the model, with the system prompt that it was trained with."""
+    messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": "..."}]
     return f"""## Use
 
 Start `tunesmith serve`, then:
@@ -63,7 +72,8 @@ Start `tunesmith serve`, then:
 from openai import OpenAI
 
 client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
-answer = client.chat.completions.create(model="{name}", messages=[{{"role": "user", "content": "..."}}])
+messages = {json.dumps(messages, ensure_ascii=False)}
+answer = client.chat.completions.create(model="{name}", messages=messages)
 print(answer.choices[0].message.content)
 ```
 

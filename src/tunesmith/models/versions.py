@@ -33,7 +33,8 @@ class Candidate:
         spec_sha256: hash of the resolved spec.
         data_sha256: hash of the data set with its split.
         template_sha256: hash of the chat renderer that it was trained with; serving insists on the same.
-        summary: counts and results (`data`, `train`, `evaluation`, `verdict`) as `tune --json` shows them.
+        summary: counts and results (`data`, `train`, `evaluation`, `verdict`) and the `system` prompt of the training
+            rows, for people and for `chat`.
     """
 
     base: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -68,6 +69,7 @@ def finish(run: Finished, home: Home) -> RunResult:
         "train": _train_figures(run).model_dump(),
         "evaluation": evaluation.model_dump() if (evaluation := _evaluation(run.arms)) else None,
         "verdict": {"kind": verdict.kind, "sentence": verdict.sentence},
+        "system": _usual_system_prompt(run.data.train),
     }
     version = _register(run, summary, home)
     figures = TuneFigures(
@@ -102,6 +104,13 @@ def _register(run: Finished, summary: Mapping[str, Any], home: Home) -> ModelVer
         write_json(folder / "adapter_config.json", run.adapter.peft_config(source.name))
 
     return register(candidate, fill, run.base.renderer.template, home)
+
+
+def _usual_system_prompt(rows: Sequence[Conversation]) -> str | None:
+    """Return the system prompt of at least half of the rows, if there is one: in use, the model wants it again."""
+    first = Counter(row.messages[0].content for row in rows if row.messages[0].role == "system")
+    prompt, count = first.most_common(1)[0] if first else (None, 0)
+    return prompt if 2 * count >= len(rows) else None
 
 
 def _data_counts(data: PinnedData) -> DataCounts:
