@@ -108,7 +108,8 @@ def test_generate_answers_a_file_in_order_and_as_chat_does(in_home, tmp_path, ca
     answers = [json.loads(line)["text"] for line in output.read_text().splitlines()]
     assert parsed.requests == 3 == len(answers)
 
-    said = f"/system Add.\n{questions[0]}\n/reset\n{questions[1]}\n/quit\nnever asked\n"
+    # `chat` begins with the system prompt that the model was trained with.
+    said = f"{questions[0]}\n/reset\n{questions[1]}\n/quit\nnever asked\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(said))
     talk = results(["chat", "sums", *sampling], capsys)
     assert talk["model"] == figures["model"]
@@ -120,7 +121,8 @@ def test_chat_through_a_pipe_remembers_what_was_said(in_home, capsys, monkeypatc
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nAgain\n"))
     messages = results(["chat", "sums", "--max-completion-tokens", "3"], capsys)["messages"]
     assert [message["content"] for message in messages if message["role"] == "user"] == ["Hello", "Again"]
-    assert len(messages) == 4
+    assert messages[0] == {"role": "system", "content": "Add."}
+    assert len(messages) == 5
 
 
 def test_a_message_longer_than_the_context_doesnt_end_the_chat(in_home, capsys, monkeypatch):
@@ -128,7 +130,7 @@ def test_a_message_longer_than_the_context_doesnt_end_the_chat(in_home, capsys, 
     assert run(["chat", "sums", "--max-completion-tokens", "3", "--json"]) == 0
     shown = capsys.readouterr()
     assert "error:" in shown.err
-    assert json.loads(shown.out)["messages"][0]["content"] == "Hello"
+    assert json.loads(shown.out)["messages"][1]["content"] == "Hello"
 
 
 def test_plan_says_what_tune_would_do(in_home, tmp_path, tiny_folder, capsys):
