@@ -100,6 +100,8 @@ class Engine:
         self.renderer = renderer
         self._model = loaded.model
         self._device = loaded.device
+        # The base's own configs may know ends that its chat template never writes.
+        self._end_ids = renderer.end_of_turn_ids | frozenset(loaded.end_of_turn_ids)
         self._context_tokens = loaded.context_tokens
         self._projection = Projection.of(loaded.model)
         self._max_batch = max_batch
@@ -324,7 +326,7 @@ class Engine:
     def _take(self, slot: _Slot, active: _Active, choice: Choice) -> Delta:
         active.generated.append(choice.token_id)
         slot.append(choice.token_id)
-        is_end = choice.token_id in self.renderer.end_of_turn_ids
+        is_end = choice.token_id in self._end_ids
         text = "" if is_end else active.stream.add(choice.token_id)
         if active.request.sampling.logprobs and not is_end:
             active.waiting_logprobs.append(self._token_logprob(choice))
