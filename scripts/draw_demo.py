@@ -45,6 +45,7 @@ _THEME = TerminalTheme(
 )
 _LEFT_OUT = ["[...]", ""]
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_ROW = re.compile(r"^ +user  ")
 _HEADING = re.compile(r"^(?P<number>\d)  \S")
 
 
@@ -105,7 +106,7 @@ def with_few_rows(lines: Sequence[str], most: int = ROWS_SHOWN) -> list[str]:
     rows = 0
     for line in lines:
         plain = _ESCAPE.sub("", line)
-        rows += plain.startswith("  user ")
+        rows += _ROW.match(plain) is not None
         if plain.startswith("\u256d"):
             kept += _LEFT_OUT if rows > most else []
             rows = 0
