@@ -7,9 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Read by huggingface_hub when it is imported; a test never waits for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# The same examples each time and no clock: whether a test passes says something about the code, not about the machine.
+# `pytest --hypothesis-profile=default` looks at new ones.
+settings.register_profile("house", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
