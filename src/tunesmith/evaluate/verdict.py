@@ -163,7 +163,7 @@ def _cautions(tuned: ArmResult, best: ArmResult, kind: VerdictKind) -> list[str]
     found = []
     if kind == "ship" and tuned.measure.is_binary and tuned.score.value < 0.5:
         found.append(
-            "Better isn't good yet: the tuned model is wrong more often than right. Read the wrong rows below."
+            "Better isn't good yet: the tuned model is wrong more often than right. Read the rows that it has wrong."
         )
     if kind == "tuning_not_needed" and best.score.value >= GOOD_ENOUGH:
         found.append(f"{best.name} already reaches {_short_score(best)} without any tuning.")
