@@ -56,6 +56,7 @@ def running_server(folder: Path, home: Path, **settings: object) -> Iterator[Ser
         try:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
+            alarm.cancel()  # it bounds the start only: a session's server lives as long as its tests
             assert url, errors.read_text()
             yield ServerProcess(url, process, errors)
         finally:
