@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from pathlib import Path
 
 import pytest
 
+from tunesmith.demo.prompts import ROWS
 from tunesmith.evaluate.measure import choose_measure
 
 BOOKINGS = ['{"people": "5 adults", "date": "August 23rd"}', "{}", '{"time": "7 pm"}', '{"first_name": "Ann"}'] * 10
@@ -61,15 +60,6 @@ def test_each_measure_grades_right_above_wrong(kind: str) -> None:
     assert json.loads(json.dumps(measure.to_json()))["name"] == measure.name
 
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets aren't here")
-def test_real_data_sets() -> None:
-    lines = (SHARED / "restaurant8k_slots_4000.jsonl").read_text(encoding="utf-8").splitlines()
-    assert choose_measure([json.dumps(json.loads(line)["slots"]) for line in lines[:500]]).kind == "json"
-    with (SHARED / "banking77_train.csv").open(encoding="utf-8", newline="") as file:
-        labels = [row["category"] for row in csv.DictReader(file)]
-    assert choose_measure(labels).kind == "label"
-    problems = (SHARED / "gsm8k_train_2000.jsonl").read_text(encoding="utf-8").splitlines()
-    assert choose_measure([json.loads(line)["answer"] for line in problems[:300]]).kind == "text"
+def test_the_bundled_rows_are_json() -> None:
+    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()[:500]]
+    assert choose_measure([row["messages"][-1]["content"] for row in rows]).kind == "json"
