@@ -64,5 +64,5 @@ def test_version():
 
 def test_help_states_limits_and_defaults_of_the_spec():
     text = " ".join(tunesmith("tune", "--help").stdout.replace("│", " ").split())
-    assert "from 1 to 1,024; default 16" in text  # adapter.rank
+    assert "from 1 to 1024; default 16" in text  # adapter.rank
     assert "--epochs auto|NUMBER" in text

@@ -267,7 +267,8 @@ def _is_union(kind: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """Return a number or a word as people write it."""
+    """Return a number or a word as people write it: from five digits on with separators (a port has four)."""
     if isinstance(value, float) and value.is_integer():
-        return f"{int(value):,}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        value = int(value)
+    is_long = isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000
+    return f"{value:,}" if is_long else str(value)
