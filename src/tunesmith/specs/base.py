@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from tunesmith.errors import SpecError, storage_errors
 
@@ -15,6 +16,9 @@ class Spec(BaseModel):
     """A group of settings. Unknown keys are refused, values never change after creation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    #: The page of `docs/reference/` that lists the settings.
+    reference_page: ClassVar[str] = "spec.md"
 
     @classmethod
     def parse(cls, values: dict[str, Any], *, where: str | None = None) -> Self:
@@ -26,7 +30,7 @@ class Spec(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise spec_error(error, where=where) from error
+            raise spec_error(error, where=where, page=cls.reference_page) from error
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
@@ -61,16 +65,20 @@ class Spec(BaseModel):
             path.write_text(self.to_yaml(), encoding="utf-8")
 
 
-def spec_error(error: ValidationError, *, where: str | None = None) -> SpecError:
-    """Turn pydantic's findings into one `SpecError`: the first setting's as the message, the others' as problems."""
+def spec_error(error: ValidationError, *, where: str | None = None, page: str = "spec.md") -> SpecError:
+    """Turn pydantic's findings into one `SpecError`: the first setting's as the message, the others' as problems.
+
+    Args:
+        error: what pydantic found.
+        where: the file that holds the settings, if there is one.
+        page: the page of `docs/reference/` that lists the settings.
+    """
     found: dict[str, list[str]] = {}
     values: dict[str, Any] = {}
     for item in error.errors():
         # A setting that may be `auto` or a number is refused once for each: one line says both.
         path = ".".join(str(part) for part in item["loc"] if not _names_a_choice(part))
-        found.setdefault(path, []).append(
-            "There is no such setting" if item["type"] == "extra_forbidden" else item["msg"]
-        )
+        found.setdefault(path, []).append(_finding(item))
         values[path] = item.get("input")
     problems = []
     for path, messages in found.items():
@@ -82,11 +90,22 @@ def spec_error(error: ValidationError, *, where: str | None = None) -> SpecError
     return SpecError(
         f"{path}: {message}" if path else message,
         where=where,
-        fix="`tunesmith tune --help` and docs/reference/spec.md list every setting with its limits.",
+        fix=f"docs/reference/{page} lists every setting with its limits; so does the command's --help.",
         code="invalid_spec",
         param=path or None,
         problems=tuple(f"{p}: {m}" for p, m in problems[1:]),
     )
+
+
+def _finding(item: ErrorDetails) -> str:
+    """Return what is wrong, without a full stop: our own checks' words as they are, pydantic's for the others."""
+    match item["type"]:
+        case "extra_forbidden":
+            return "There is no such setting"
+        case "value_error":
+            return str(item["ctx"]["error"]).removesuffix(".")
+        case _:
+            return item["msg"]
 
 
 def _names_a_choice(part: str | int) -> bool:

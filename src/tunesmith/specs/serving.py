@@ -19,6 +19,8 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 class ServeSpec(Spec):
     """What a server is asked for. A server that other machines can reach must have a key."""
 
+    reference_page = "serving.md"
+
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 is every address.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_keys: tuple[SecretStr, ...] = Field(
