@@ -115,6 +115,7 @@ class GateError(TunesmithError):
 #: `OSError.errno` values that a person can mend (permissions, space, read-only mounts).
 _DISK_FULL = {28, 122}  # ENOSPC, EDQUOT
 _REFUSED = {1, 13, 30}  # EPERM, EACCES, EROFS
+_MISSING = {2, 20}  # ENOENT, ENOTDIR
 
 
 @contextmanager
@@ -122,7 +123,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write `path` into a `StorageError`.
 
     Raises:
-        StorageError: the disk is full (`code="disk_full"`) or the folder can't be written.
+        StorageError: the disk is full (`code="disk_full"`), the folder can't be written or isn't there.
     """
     try:
         yield
@@ -140,5 +141,12 @@ def storage_errors(path: Path) -> Iterator[None]:
                 where=str(path),
                 fix="Check its permissions, or set TUNESMITH_HOME to a folder of your own.",
                 code="not_writable",
+            ) from error
+        if error.errno in _MISSING:
+            raise StorageError(
+                "There is no such folder to write to.",
+                where=str(path),
+                fix="Create the folder, or choose another place.",
+                code="no_such_folder",
             ) from error
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -40,16 +39,10 @@ def test_a_wrong_setting_is_told_without_loading_anything_heavy():
     assert not loaded_after(code) & set(HEAVY)
 
 
-def test_help_takes_well_under_a_second():
-    # The quickest of three: the machine may be busy with something else.
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = tunesmith("--help")
-        seconds.append(time.perf_counter() - started)
-        assert done.returncode == 0
-        assert "tune" in done.stdout and "demo" in done.stdout
-    assert min(seconds) < 1.0
+def test_help_names_the_commands():
+    done = tunesmith("--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("demo", "check", "plan", "tune", "chat", "generate", "serve"))
 
 
 def test_without_a_command_the_help_is_shown():

@@ -5,7 +5,6 @@ import datetime as dt
 import decimal
 import gzip
 import json
-import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,7 +102,6 @@ def test_semicolons_are_noticed(tmp_path):
     ],
 )
 def test_a_broken_line_is_named_and_the_others_are_read(tmp_path, line, code, says):
-    start = time.perf_counter()
     good = b'{"a": "ok"}'
     found = list(read_rows(write(tmp_path / "r.jsonl", b"\n".join([good, b"", line, good]))))
     assert [type(row) for row in found] == [Row, RowProblem, Row]
@@ -111,7 +109,6 @@ def test_a_broken_line_is_named_and_the_others_are_read(tmp_path, line, code, sa
     assert (problem.place.line, problem.code) == (3, code)
     assert says in problem.message
     assert problem.fix
-    assert time.perf_counter() - start < 1
 
 
 def test_escaped_pairs_and_escaped_backslashes_are_fine():

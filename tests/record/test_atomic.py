@@ -92,10 +92,16 @@ def test_full_disk_is_a_storage_error_and_leaves_nothing(small_disk):  # noqa: F
     assert (small_disk / "kept").read_bytes() == b"old"
 
 
+def test_a_folder_that_isnt_there_is_told(tmp_path):
+    with pytest.raises(StorageError) as fault:
+        write_bytes(tmp_path / "missing" / "file", b"")
+    assert fault.value.code == "no_such_folder"
+
+
 def test_other_faults_of_the_system_are_not_dressed_up(tmp_path):
     with pytest.raises(OSError) as fault:
-        write_bytes(tmp_path / "missing" / "file", b"")
-    assert fault.value.errno == errno.ENOENT
+        write_bytes(tmp_path / ("x" * 300), b"")
+    assert fault.value.errno == errno.ENAMETOOLONG
 
 
 def test_home_comes_from_the_environment(tmp_path):
