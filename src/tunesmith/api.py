@@ -309,11 +309,9 @@ def generate_file(
         ModelError: there is no such model.
         DataError: the prompts can't be read, or the output holds something else.
     """
-    batch.read_prompts(Path(source), system)  # before the model is loaded: a broken file is told at once
+    prompts = batch.read_prompts(Path(source), system)  # before the model is loaded: a broken file is told at once
     opened = open_model(model, home=home).opened
-    return batch.answer_file(
-        opened, Path(source), Path(output), sampling or SamplingSpec(), observer or Observer(), system=system
-    )
+    return batch.answer_file(opened, prompts, Path(output), sampling or SamplingSpec(), observer or Observer())
 
 
 def list_runs(home: Home | None = None) -> list[RunView]:

@@ -16,6 +16,7 @@ Doors (`cli`, `rest`) show the same facts in their own form; no other code forma
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,10 +113,27 @@ class GateError(TunesmithError):
     exit_code = 3
 
 
-#: `OSError.errno` values that a person can mend (permissions, space, read-only mounts).
-_DISK_FULL = {28, 122}  # ENOSPC, EDQUOT
-_REFUSED = {1, 13, 30}  # EPERM, EACCES, EROFS
-_MISSING = {2, 20}  # ENOENT, ENOTDIR
+#: What a person can mend, by the operating system's error number: code, message, fix.
+_DISK_FULL = (
+    "disk_full",
+    "The disk is full.",
+    "Free some space, or set TUNESMITH_HOME to a folder on a larger disk, and run the command again.",
+)
+_REFUSED = (
+    "not_writable",
+    "This folder can't be written.",
+    "Check its permissions, or set TUNESMITH_HOME to a folder of your own.",
+)
+_MISSING = (
+    "no_such_folder",
+    "There is no such folder to write to.",
+    "Create the folder, or choose another place.",
+)
+_MENDABLE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _DISK_FULL),
+    **dict.fromkeys((errno.EPERM, errno.EACCES, errno.EROFS), _REFUSED),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), _MISSING),
+}
 
 
 @contextmanager
@@ -128,25 +146,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_FULL:
-            raise StorageError(
-                "The disk is full.",
-                where=str(path),
-                fix="Free some space, or set TUNESMITH_HOME to a folder on a larger disk, and run the command again.",
-                code="disk_full",
-            ) from error
-        if error.errno in _REFUSED:
-            raise StorageError(
-                "This folder can't be written.",
-                where=str(path),
-                fix="Check its permissions, or set TUNESMITH_HOME to a folder of your own.",
-                code="not_writable",
-            ) from error
-        if error.errno in _MISSING:
-            raise StorageError(
-                "There is no such folder to write to.",
-                where=str(path),
-                fix="Create the folder, or choose another place.",
-                code="no_such_folder",
-            ) from error
-        raise
+        if error.errno not in _MENDABLE:
+            raise
+        code, message, fix = _MENDABLE[error.errno]
+        raise StorageError(message, where=str(path), fix=fix, code=code) from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -209,3 +210,13 @@ def test_answers_that_call_tools_are_compared_as_the_model_writes_them(home, spe
     result = api.tune(calls, home=home)
     written = '<tool_call>\n{"name": "order", "arguments": {"item": "tea"}}\n</tool_call>'
     assert {row.reference for row in result.test_rows} == {written}
+
+
+def test_a_base_without_a_chat_template_is_told(home, spec, tmp_path, tiny_folder):
+    bare = shutil.copytree(tiny_folder("smollm2"), tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    events = []
+    watcher = Observer()
+    watcher.event = events.append
+    api.tune(spec.model_copy(update={"base": str(bare)}), home=home, observer=watcher)
+    assert [event.level for event in events if event.type == "plain_template"] == ["warning"]

@@ -57,11 +57,6 @@ class Measure:
         """Whether each row is simply right or wrong."""
         return self.kind != "text"
 
-    @property
-    def higher_is_better(self) -> bool:
-        """True for every primary score here; of the further ones only the loss is better when lower."""
-        return True
-
     def grader(self) -> Grader:
         """Return the grader that scores one answer."""
         match self.kind:

@@ -73,7 +73,6 @@ class TreeLayout:
 
     def __init__(self, tree: TokenTree, device: torch.device | str = "cpu") -> None:
         """Sort the tree's segments into buckets of like shape."""
-        self._count = len(tree.token_ids)
         self._buckets = [_bucket(part, tree, device) for part in _parts_of_like_shape(_blocks(tree.segments))]
 
     def attend(

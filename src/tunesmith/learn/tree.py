@@ -26,7 +26,6 @@ class Segment:
 
     start: int
     length: int
-    first_position: int
     ancestors: tuple[int, ...]
 
 
@@ -107,7 +106,7 @@ class _Builder:
         ids = group[0].token_ids[start:end]
         self.token_ids += ids
         self.positions += range(start, end)
-        self.segments.append(Segment(first, len(ids), start, ancestors))
+        self.segments.append(Segment(first, len(ids), ancestors))
         for offset, token_id in enumerate(ids):
             weight = sum(sequence.learnt[start + offset] for sequence in group)
             before = first + offset - 1 if offset else self._last_token(ancestors)

@@ -19,11 +19,6 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_text(text: str) -> str:
-    """Return the SHA-256 of the text's UTF-8 bytes."""
-    return sha256_bytes(text.encode("utf-8"))
-
-
 def canonical_json(value: Any) -> bytes:
     """Return the one JSON form of a value: keys sorted, no spaces, UTF-8.
 

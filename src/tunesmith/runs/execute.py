@@ -105,6 +105,12 @@ class _Execution:
         self._events.add("run_started", f"Run {folder.id}.", run=folder.id, folder=str(folder.path))
         tokens = preview_tokens(data.train, self._base.renderer)
         self._events.add("data_prepared", _data_sentence(data), report=data.report, tokens=tokens)
+        if self._base.renderer.is_plain:
+            self._events.add(
+                "plain_template",
+                "This base has no chat template; roles are written as headings (### user:). Ask it the same way.",
+                level="warning",
+            )
         workshop = self._base.workshop(self._spec, data.train, data.validation)
         plan = workshop.plan()
         self._events.add("plan", f"{plan.steps} steps of {plan.batch_size} rows.", **plan.to_json())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tunesmith.errors import DataError, RequestError
 from tunesmith.generate.completion import Completion
 from tunesmith.generate.request import Request
 from tunesmith.record.atomic import write_json
-from tunesmith.record.hashing import sha256_file, sha256_json
+from tunesmith.record.hashing import sha256_json
 from tunesmith.record.lines import JsonLines
 from tunesmith.record.observer import Observer
 from tunesmith.serve.answering import OpenModel
@@ -56,33 +56,31 @@ def read_prompts(path: Path, system: str | None = None) -> list[Conversation]:
 
 def answer_file(
     opened: OpenModel,
-    source: Path,
+    prompts: Sequence[Conversation],
     target: Path,
     sampling: SamplingSpec,
     observer: Observer,
-    *,
-    system: str | None = None,
 ) -> GenerateFigures:
-    """Answer every prompt of `source` into `target`, one JSON object a line, in the prompts' order.
+    """Answer prompts (see `read_prompts`) into `target`, one JSON object a line, in the prompts' order.
 
     Each line holds `index`, `text`, `finish_reason`, `prompt_tokens`, `completion_tokens` (and `choice` for several
     answers a prompt). A half-written target of the same model, prompts and sampling is continued.
 
     Raises:
-        DataError: the prompts can't be read, or the target belongs to something else.
+        DataError: the target belongs to something else.
         RequestError: a prompt is longer than the model's context; the message names it.
         StorageError: the disk is full; what is written stays and can be continued.
     """
-    prompts = read_prompts(source, system)
     job = target.with_name(f"{target.name}.job.json")
-    identity = sha256_json([opened.fingerprint, sha256_file(source), sampling.model_dump(mode="json"), system])
     requests = []
     for number, prompt in enumerate(prompts, 1):
         try:
             requests += opened.request(prompt, sampling).expand()
         except RequestError as error:
-            error.where = str(prompt.place or f"{source}, prompt {number}")
+            error.where = str(prompt.place or f"prompt {number}")
             raise
+    asked = [request.prompt_ids for request in requests]
+    identity = sha256_json([opened.fingerprint, asked, sampling.model_dump(mode="json")])
     lines = JsonLines(target)
     finished = _finished(lines, job, identity, target)
     written, output_tokens, started = finished, 0, time.perf_counter()
