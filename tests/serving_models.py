@@ -10,8 +10,8 @@ import torch
 
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.data.examples import Conversation, Message
+from tunesmith.models.adapters.lora import LoraAdapter, add_lora
 from tunesmith.models.load import load_base
-from tunesmith.models.lora import LoraAdapter, add_lora
 from tunesmith.models.resolve import resolve_base
 from tunesmith.models.versions import Candidate, ModelVersion, register
 from tunesmith.models.weights import save_tensors
@@ -27,7 +27,7 @@ def random_adapter(model: Any, seed: int) -> LoraAdapter:
     """An adapter that changes every answer, as training would leave it."""
     adapter = add_lora(model, LoraSpec(rank=4))
     generator = torch.Generator().manual_seed(seed)
-    for parameter in adapter.parameters():
+    for parameter in adapter.parameter_groups()[0].parameters:
         parameter.data.normal_(0.0, 0.2, generator=generator)
     return adapter
 

@@ -17,8 +17,8 @@ from tunesmith.learn import attention
 from tunesmith.learn.loss import projected_cross_entropy
 from tunesmith.learn.step import TreeModel
 from tunesmith.learn.tree import build_tree
+from tunesmith.models.adapters.lora import LoraAdapter, add_lora
 from tunesmith.models.attention import use_layout_attention
-from tunesmith.models.lora import LoraAdapter, add_lora
 from tunesmith.models.projection import Projection
 from tunesmith.specs.tune import LoraSpec
 
@@ -113,7 +113,7 @@ def as_tree(family: str, rows, dtype: torch.dtype, rounded_to: torch.dtype) -> t
 
 
 def gradients(adapter: LoraAdapter) -> list[torch.Tensor]:
-    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in adapter.parameters()]
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in adapter.parameter_groups()[0].parameters]
 
 
 def assert_alike(family: str, rows, dtype: torch.dtype, loss_error: float, gradient_error: float) -> None:

@@ -16,8 +16,8 @@ from tunesmith.data.examples import Conversation, Message
 from tunesmith.errors import ModelError, SpecError
 from tunesmith.learn.step import TreeModel
 from tunesmith.learn.tree import build_tree
+from tunesmith.models.adapters.lora import LoraAdapter, add_lora, load_lora
 from tunesmith.models.load import load_base
-from tunesmith.models.lora import LoraAdapter, add_lora, load_lora, merge_lora
 from tunesmith.models.resolve import resolve_base
 from tunesmith.models.weights import save_tensors
 from tunesmith.specs.tune import LoraSpec
@@ -29,7 +29,7 @@ def trained(model, spec: LoraSpec) -> LoraAdapter:
     """An adapter that is no longer the identity."""
     torch.manual_seed(3)
     adapter = add_lora(model, spec)
-    for parameter in adapter.parameters():
+    for parameter in adapter.parameter_groups()[0].parameters:
         torch.nn.init.normal_(parameter, std=0.1)
     return adapter
 
@@ -59,7 +59,7 @@ def test_peft_reads_an_adapter_and_computes_the_same(family, targets, tmp_path):
         again = tiny_model(family)
         load_lora(again, tmp_path / "adapter")
         torch.testing.assert_close(again(_IDS).logits, tuned, rtol=0, atol=0)
-        merge_lora(ours, adapter)
+        adapter.merge()
         torch.testing.assert_close(ours(_IDS).logits, tuned, rtol=1e-4, atol=1e-5)
     merged = theirs.merge_and_unload().state_dict()
     assert ours.state_dict().keys() == merged.keys()
@@ -94,7 +94,7 @@ def assert_same_gradients(ours, adapter: LoraAdapter, theirs, rows: list[Rendere
     names = sorted(adapter.tensors())
     true = peft_gradients(theirs, rows)
     assert sorted(true) == names
-    for name, parameter in zip(names, adapter.parameters(), strict=True):
+    for name, parameter in zip(names, adapter.parameter_groups()[0].parameters, strict=True):
         assert relative_error(parameter.grad, true[name]) < 1e-4, name
 
 
@@ -122,7 +122,7 @@ def test_gradients_on_the_embedded_base_are_those_of_peft(embedded_home, tmp_pat
     ]
     adapter = add_lora(loaded.model, LoraSpec(rank=4, alpha=8, dropout=0.0))
     torch.manual_seed(3)
-    for parameter in adapter.parameters():
+    for parameter in adapter.parameter_groups()[0].parameters:
         torch.nn.init.normal_(parameter, std=0.02)
     base = load_base(source, "float32", "cpu", attention="eager").model
     theirs = PeftModel.from_pretrained(base, saved(adapter, tmp_path / "adapter"))

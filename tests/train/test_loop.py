@@ -9,8 +9,8 @@ from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.data.examples import Conversation, Message
 from tunesmith.errors import RunError
 from tunesmith.learn.step import TreeModel
+from tunesmith.models.adapters.lora import add_lora
 from tunesmith.models.load import load_base
-from tunesmith.models.lora import add_lora
 from tunesmith.models.resolve import resolve_base
 from tunesmith.record.events import EventLog
 from tunesmith.record.home import Home

@@ -6,23 +6,24 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tunesmith.models.adapters.adapter import ParameterGroup
 from tunesmith.specs.tune import OptimisationSpec
 
 
 class Optimiser:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) on fixed parameters, for a known number of steps."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], spec: OptimisationSpec, steps: int) -> None:
+    def __init__(self, groups: Sequence[ParameterGroup], spec: OptimisationSpec, steps: int) -> None:
         """Take resolved settings: `learning_rate` is a number here."""
-        self._parameters = list(parameters)
+        self._parameters = [parameter for group in groups for parameter in group.parameters]
         self._spec = spec
         self._steps = steps
         assert not isinstance(spec.learning_rate, str)
         self._peak_rate = float(spec.learning_rate)
         self._adamw = torch.optim.AdamW(
-            self._parameters,
+            [{"params": list(group.parameters), "rate_factor": group.rate_factor} for group in groups],
             lr=self._peak_rate,
             betas=(spec.beta1, spec.beta2),
             weight_decay=spec.weight_decay,
@@ -37,7 +38,7 @@ class Optimiser:
         """
         rate = self._peak_rate * schedule_factor(self._spec, index, self._steps)
         for group in self._adamw.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
         torch.nn.utils.clip_grad_norm_(self._parameters, self._spec.max_gradient_norm)
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)

@@ -19,7 +19,8 @@ from tunesmith.evaluate.arms import Arm, as_is
 from tunesmith.evaluate.comparison import ArmResult
 from tunesmith.evaluate.verdict import decide
 from tunesmith.learn.step import TreeModel
-from tunesmith.models.lora import LoraAdapter, add_lora, merge_lora
+from tunesmith.models.adapters.adapter import Adapter
+from tunesmith.models.adapters.attach import add_adapter
 from tunesmith.record.events import EventLog
 from tunesmith.record.home import Home
 from tunesmith.record.metrics import MetricsLog
@@ -120,7 +121,7 @@ class _Execution:
         proof = Proof(loaded, renderer, data.test, data.train, evaluation, observer)
         arms = self._measure(proof, [*untuned, *([_BASE_ARM] if evaluation.compare_base else [])])
         adapter, outcome = self._train(workshop)
-        merge_lora(loaded.model, adapter)
+        adapter.merge()
         arms += self._measure(proof, [_TUNED_ARM])
         result = finish(
             Finished(
@@ -152,7 +153,7 @@ class _Execution:
             self._events.add("evaluation", sentence, **figures)
         return results
 
-    def _train(self, workshop: Workshop) -> tuple[LoraAdapter, Outcome]:
+    def _train(self, workshop: Workshop) -> tuple[Adapter, Outcome]:
         """Train to the end, from the newest checkpoint if there is one; return the adapter with its best weights.
 
         Raises:
@@ -160,7 +161,7 @@ class _Execution:
         """
         model = self._base.loaded.model
         torch.manual_seed(self._spec.seed)
-        adapter = add_lora(model, self._spec.adapter)
+        adapter = add_adapter(model, self._spec.adapter)
         data = TrainingData(workshop.train, workshop.validation)
         wish = StopWish()
         loop = Loop(TreeModel.of(model), adapter, data, self._spec, self._records, wish)

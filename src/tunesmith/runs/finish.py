@@ -16,10 +16,8 @@ from tunesmith.evaluate.comparison import ArmResult
 from tunesmith.evaluate.curves import Curves
 from tunesmith.evaluate.report import Report, write_report
 from tunesmith.evaluate.verdict import Verdict
-from tunesmith.models.lora import LoraAdapter
-from tunesmith.models.versions import ADAPTER, Candidate, ModelVersion, register
-from tunesmith.models.weights import save_tensors
-from tunesmith.record.atomic import write_json
+from tunesmith.models.adapters.adapter import Adapter
+from tunesmith.models.versions import Candidate, ModelVersion, register
 from tunesmith.record.hashing import sha256_json
 from tunesmith.record.home import Home
 from tunesmith.runs.folder import RunFolder
@@ -49,7 +47,7 @@ class Finished:
     test_rows: Sequence[Conversation]
     base: Base
     plan: Plan
-    adapter: LoraAdapter
+    adapter: Adapter
     outcome: Outcome
     arms: Sequence[ArmResult]
     verdict: Verdict | None
@@ -100,8 +98,7 @@ def _register(run: Finished, summary: Mapping[str, Any], home: Home) -> ModelVer
     )
 
     def fill(folder: Path) -> None:
-        save_tensors(folder / ADAPTER, run.adapter.tensors())
-        write_json(folder / "adapter_config.json", run.adapter.peft_config(source.name))
+        run.adapter.save(folder, source.name)
 
     return register(candidate, fill, run.base.renderer.template, home)
 

@@ -15,8 +15,8 @@ from tunesmith.data.examples import Conversation
 from tunesmith.errors import DataError, ModelError, RequestError
 from tunesmith.generate.engine import Engine
 from tunesmith.generate.request import Request
+from tunesmith.models.adapters.lora import load_lora
 from tunesmith.models.load import DtypeName, LoadedModel, load_base
-from tunesmith.models.lora import load_lora, merge_lora
 from tunesmith.models.resolve import resolve_model
 from tunesmith.models.versions import ModelVersion, verify
 from tunesmith.record.hashing import sha256_json
@@ -122,7 +122,7 @@ def open_model(name: str, home: Home, *, dtype: DtypeName = "auto", limits: Engi
     loaded = load_base(found.base, dtype)
     renderer = _renderer(loaded, found.version)
     if found.version is not None:
-        merge_lora(loaded.model, load_lora(loaded.model, found.version.folder))
+        load_lora(loaded.model, found.version.folder).merge()
     limits = limits or EngineLimits()
     return OpenModel(
         name=name_of(found.base.name, found.version),

@@ -11,6 +11,9 @@ from pydantic_core import ErrorDetails
 
 from tunesmith.errors import SpecError, storage_errors
 
+#: What pydantic calls the branches of unions: types, and the kinds of methods and adapters.
+_BRANCHES = {"int", "float", "str", "bool", "tuple", "sft", "pretrain", "lora", "qlora", "full"}
+
 
 class Spec(BaseModel):
     """A group of settings. Unknown keys are refused, values never change after creation."""
@@ -109,5 +112,5 @@ def _finding(item: ErrorDetails) -> str:
 
 
 def _names_a_choice(part: str | int) -> bool:
-    """Whether a part of pydantic's path names a branch of a union (`constrained-float`) instead of a field."""
-    return isinstance(part, str) and (not part.isidentifier() or part in ("int", "float", "str", "bool", "tuple"))
+    """Whether a part of pydantic's path names a branch of a union (`constrained-float`, `lora`) instead of a field."""
+    return isinstance(part, str) and (not part.isidentifier() or part in _BRANCHES)

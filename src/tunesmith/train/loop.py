@@ -18,7 +18,7 @@ from tunesmith.errors import RunError
 from tunesmith.learn.optimiser import Optimiser
 from tunesmith.learn.step import TreeModel
 from tunesmith.learn.tree import build_tree
-from tunesmith.models.lora import LoraAdapter
+from tunesmith.models.adapters.adapter import Adapter
 from tunesmith.record.events import EventLog
 from tunesmith.record.metrics import MetricsLog
 from tunesmith.record.observer import Observer, StepReport
@@ -76,7 +76,7 @@ class Loop:
     def __init__(
         self,
         model: TreeModel,
-        adapter: LoraAdapter,
+        adapter: Adapter,
         data: TrainingData,
         spec: TuneSpec,
         records: Records,
@@ -92,7 +92,7 @@ class Loop:
         assert not isinstance(spec.limits.tokens_per_microbatch, str)
         self._part_tokens = spec.limits.tokens_per_microbatch
         self._schedule = rows_of_steps(len(data.train), batch_size, epochs, spec.seed)
-        self._optimiser = Optimiser(adapter.parameters(), spec.optimisation, len(self._schedule))
+        self._optimiser = Optimiser(adapter.parameter_groups(), spec.optimisation, len(self._schedule))
         self._state = LoopState()
         self._recent: deque[tuple[int, float]] = deque(maxlen=_SPEED_STEPS)
 

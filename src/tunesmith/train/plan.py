@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tunesmith.models.size import ModelSize
-from tunesmith.specs.tune import TuneSpec
+from tunesmith.specs.tune import FullSpec, TuneSpec
 from tunesmith.train.batches import microbatches
 from tunesmith.train.settings import numbers, step_count
 from tunesmith.train.sft import Row
@@ -82,13 +82,15 @@ def make_plan(
         ),
         default=0,
     )
-    trained = size.lora_parameters(spec.adapter.rank)
+    trained = size.parameters if isinstance(spec.adapter, FullSpec) else size.lora_parameters(spec.adapter.rank)
     assert not isinstance(spec.optimisation.learning_rate, str)
     assert not isinstance(spec.limits.max_tokens, str)
     return Plan(
         base=spec.base,
         method=spec.method.kind,
-        adapter=f"{spec.adapter.kind}, rank {spec.adapter.rank}",
+        adapter=spec.adapter.kind
+        if isinstance(spec.adapter, FullSpec)
+        else f"{spec.adapter.kind}, rank {spec.adapter.rank}",
         parameters=size.parameters,
         trained_parameters=trained,
         dtype=str(dtype).removeprefix("torch."),

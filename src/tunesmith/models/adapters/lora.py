@@ -21,6 +21,9 @@ from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError, SpecError
+from tunesmith.models.adapters.adapter import ParameterGroup
+from tunesmith.models.weights import save_tensors
+from tunesmith.record.atomic import write_json
 from tunesmith.specs.tune import LoraSpec
 
 #: PEFT wraps a model twice before its modules' names begin.
@@ -103,12 +106,17 @@ class LoraLinear(nn.Module):
 class LoraAdapter:
     """The adapted layers of one model, by their module's name."""
 
+    model: PreTrainedModel
     layers: Mapping[str, LoraLinear]
     spec: LoraSpec
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Return what is trained, in a fixed order."""
-        return [p for name in sorted(self.layers) for p in (self.layers[name].lora_a, self.layers[name].lora_b)]
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """See `Adapter`."""
+        return [
+            ParameterGroup(
+                [p for name in sorted(self.layers) for p in (self.layers[name].lora_a, self.layers[name].lora_b)]
+            )
+        ]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the adapter's tensors under PEFT's names."""
@@ -133,6 +141,18 @@ class LoraAdapter:
             raise _mismatch(f"The adapter's tensors don't fit this base; the first that differs is {wrong[0]}.", where)
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+    def save(self, folder: Path, base: str) -> None:
+        """See `Adapter`; the files are PEFT's."""
+        save_tensors(folder / "adapter_model.safetensors", self.tensors())
+        write_json(folder / "adapter_config.json", self.peft_config(base))
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """See `Adapter`."""
+        for name, layer in self.layers.items():
+            layer.linear.weight.copy_(layer.merged_weight())
+            self.model.set_submodule(name, layer.linear)
 
     def peft_config(self, base: str) -> dict[str, Any]:
         """Return `adapter_config.json` as PEFT reads it."""
@@ -183,7 +203,7 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> LoraAdapter:
         layer = LoraLinear(linear, spec).train(linear.training)
         model.set_submodule(name, layer)
         layers[name] = layer
-    return LoraAdapter(layers, spec)
+    return LoraAdapter(model, layers, spec)
 
 
 def load_lora(model: PreTrainedModel, folder: Path) -> LoraAdapter:
@@ -239,11 +259,3 @@ def _mismatch(message: str, where: str) -> ModelError:
     return ModelError(
         message, where=where, fix="Use the base that the adapter was trained on.", code="adapter_mismatch"
     )
-
-
-@torch.no_grad()
-def merge_lora(model: PreTrainedModel, adapter: LoraAdapter) -> None:
-    """Fold the adapter into the base's weights, in place; the model is then a plain one again."""
-    for name, layer in adapter.layers.items():
-        layer.linear.weight.copy_(layer.merged_weight())
-        model.set_submodule(name, layer.linear)
