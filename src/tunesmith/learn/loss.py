@@ -1,11 +1,13 @@
 """The loss over learnt tokens alone, its vocabulary projection computed in chunks.
 
-The logits of prompts never exist, and at most `chunk_tokens` rows of logits exist at once. As the projection is
-frozen, each chunk's gradient is taken while its logits are at hand (Hsu et al. 2024, "Liger Kernel",
-arXiv:2410.10989, section 3.2), so nothing of the vocabulary's size is kept for the backward pass.
+The logits of prompts never exist, and at most a chunk of logits exists at once. Each chunk's gradient is taken while
+its logits are at hand (Hsu et al. 2024, "Liger Kernel", arXiv:2410.10989, section 3.2), so nothing of the size targets
+x vocabulary is kept for the backward pass.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,55 +15,135 @@ from torch.autograd.function import FunctionCtx
 
 from tunesmith.models.projection import Projection
 
+#: A chunk's logits take about this much, by device; fewer than `_MIN_CHUNK` targets would starve the matrix product.
+_CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+_MIN_CHUNK = 128
+#: On a CPU the arithmetic around the exponential runs over this many rows at once, so that they stay in its cache.
+_CACHED_ROWS = 16
+
+
+def default_chunk_tokens(projection: Projection) -> int:
+    """Return how many targets are projected at once where nobody says: enough for speed, bounded in memory."""
+    weight = projection.weight
+    return max(_MIN_CHUNK, _CHUNK_BYTES.get(weight.device.type, 512 << 20) // (len(weight) * weight.dtype.itemsize))
+
+
+def projected_cross_entropy(
+    hidden: Tensor,
+    projection: Projection,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    chunk_tokens: int | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Return the weighted sum of the targets' losses (natural log), differentiable, and each target's plain loss.
+
+    Differentiable in `hidden`, and in the projection's weight and bias where they ask for gradients.
+
+    Args:
+        hidden: (M, H) final hidden states that predict the targets.
+        projection: the vocabulary projection.
+        targets: (M,) token ids.
+        weights: (M,) factors of the single losses.
+        chunk_tokens: targets projected at once: memory against speed, never the result.
+        label_smoothing: share e of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
+            2015, arXiv:1512.00567, section 7): the sum's losses become `(1 - e) nll + e mean over the vocabulary`.
+
+    Returns:
+        The sum (scalar) and the single losses (M,), unweighted and unsmoothed, in at least float32, without gradient.
+    """
+    settings = _Settings(projection, chunk_tokens or default_chunk_tokens(projection), label_smoothing)
+    total, losses = _ProjectedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, projection.weight, projection.bias, targets, weights, settings
+    )
+    return total, losses
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    projection: Projection
+    chunk_tokens: int
+    label_smoothing: float
+
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, projection: Projection, targets: Tensor, weights: Tensor, chunk_tokens: int
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weights: Tensor,
+        settings: _Settings,
     ) -> tuple[Tensor, Tensor]:
         precise = torch.promote_types(hidden.dtype, torch.float32)
-        grad_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
-        losses = torch.empty(len(targets), dtype=precise, device=hidden.device)
-        for start in range(0, len(targets), chunk_tokens):
-            part = slice(start, start + chunk_tokens)
-            logits = projection.logits(hidden[part])
-            target = targets[part, None]
-            log_sum = logits.logsumexp(-1, keepdim=True)
-            losses[part] = (log_sum - logits.gather(1, target)).squeeze(1)
-            if grad_hidden is None:  # nothing is trained: the losses are all that is wanted
-                continue
-            slope = None if projection.softcap is None else 1 - (logits / projection.softcap).square()
-            grad = logits.sub_(log_sum).exp_()
-            grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=grad.dtype))
-            grad *= weights[part, None] * projection.scale
-            if slope is not None:
-                grad *= slope
-            torch.mm(grad.to(hidden.dtype), projection.weight, out=grad_hidden[part])
-        if grad_hidden is not None:
-            ctx.save_for_backward(grad_hidden)
+        trains_head = weight.requires_grad
+        with_gradient = hidden.requires_grad or trains_head
+        grad_hidden = torch.empty_like(hidden) if with_gradient else None
+        grad_weight = torch.zeros_like(weight, dtype=precise) if trains_head else None
+        grad_bias = None if bias is None or not trains_head else torch.zeros_like(bias, dtype=precise)
+        objective, losses = (torch.empty(len(targets), dtype=precise, device=hidden.device) for _ in range(2))
+        size = min(settings.chunk_tokens, len(targets))
+        logits = torch.empty(size, len(weight), dtype=hidden.dtype, device=hidden.device)
+        for start in range(0, len(targets), settings.chunk_tokens):
+            part = slice(start, min(start + settings.chunk_tokens, len(targets)))
+            chunk = logits[: part.stop - start]
+            if bias is None:
+                torch.mm(hidden[part], weight.t(), out=chunk)
+            else:
+                torch.addmm(bias, hidden[part], weight.t(), out=chunk)
+            objective[part], losses[part] = _losses(chunk, targets[part], weights[part], settings, with_gradient)
+            if grad_hidden is not None:
+                torch.mm(chunk, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight += chunk.t() @ hidden[part]
+            if grad_bias is not None:
+                grad_bias += chunk.sum(0, dtype=precise)
+        ctx.grads = (  # type: ignore[attr-defined]
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+        )
         ctx.mark_non_differentiable(losses)
-        return (losses * weights).sum(), losses
+        return (objective * weights).sum(), losses
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (grad_hidden,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grad_hidden * grads[0].to(grad_hidden.dtype), None, None, None, None
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        kept: tuple[Tensor | None, ...] = ctx.grads  # type: ignore[attr-defined]
+        return (*(None if grad is None else grad * grads[0].to(grad.dtype) for grad in kept), None, None, None)
 
 
-def projected_cross_entropy(
-    hidden: Tensor, projection: Projection, targets: Tensor, weights: Tensor, *, chunk_tokens: int = 512
+def _losses(
+    logits: Tensor, targets: Tensor, weights: Tensor, settings: _Settings, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted sum of the targets' losses (natural log), differentiable in `hidden`, and each loss.
-
-    Args:
-        hidden: (M, H) final hidden states that predict the targets.
-        projection: the frozen vocabulary projection.
-        targets: (M,) token ids.
-        weights: (M,) factors of the single losses.
-        chunk_tokens: targets projected at once: memory against speed, never the result.
-
-    Returns:
-        The sum (scalar) and the single, unweighted losses (M,), in at least float32, without gradient.
-    """
-    total, losses = _ProjectedCrossEntropy.apply(hidden, projection, targets, weights, chunk_tokens)  # type: ignore[no-untyped-call]
-    return total, losses
+    """Return a chunk's losses, smoothed and plain; `logits` (C, V) become the weighted sum's gradient by them."""
+    rows = _CACHED_ROWS if logits.device.type == "cpu" else len(logits)
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    room = torch.empty(min(rows, len(logits)), logits.shape[1], dtype=precise, device=logits.device)
+    smoothed, plain = (torch.empty(len(logits), dtype=precise, device=logits.device) for _ in range(2))
+    projection, share = settings.projection, settings.label_smoothing
+    for start in range(0, len(logits), rows):
+        part = slice(start, min(start + rows, len(logits)))
+        values, target, weight = room[: part.stop - start], targets[part, None], weights[part, None]
+        values.copy_(logits[part])
+        slope = projection.shape(values)
+        values -= values.amax(-1, keepdim=True)
+        at_target = values.gather(1, target).squeeze(1)
+        mean = values.mean(-1) if share else at_target
+        total = values.exp_().sum(-1, keepdim=True)
+        log_total = total.squeeze(1).log()
+        plain[part] = log_total - at_target
+        smoothed[part] = log_total - (1 - share) * at_target - share * mean
+        if not with_gradient:
+            continue
+        factor = (weight * projection.scale).to(precise)
+        values *= factor / total
+        if share:
+            values -= factor * (share / values.shape[1])
+        values.scatter_add_(1, target, factor * (share - 1))
+        if slope is not None:
+            values *= slope
+        logits[part] = values
+    return smoothed, plain

@@ -37,8 +37,16 @@ class Projection:
         """Map (M, H) hidden states to (M, V) logits in at least float32."""
         out = torch.nn.functional.linear(hidden, self.weight, self.bias)
         out = out.to(torch.promote_types(out.dtype, torch.float32))
-        if self.scale != 1.0:
-            out = out.mul_(self.scale)
-        if self.softcap is not None:
-            out = torch.tanh(out / self.softcap).mul_(self.softcap)
+        self.shape(out)
         return out
+
+    def shape(self, values: Tensor) -> Tensor | None:
+        """Scale and bend `h W^T + b` (float32 or finer) into logits, in place; return the bend's slope, if any."""
+        if self.scale != 1.0:
+            values *= self.scale
+        if self.softcap is None:
+            return None
+        values.div_(self.softcap).tanh_()
+        slope = 1 - values.square()
+        values *= self.softcap
+        return slope
