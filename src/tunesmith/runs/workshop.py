@@ -21,7 +21,7 @@ from tunesmith.prepare.prepared import PreparedData
 from tunesmith.record.home import Home
 from tunesmith.specs.tune import DataSpec, TuneSpec
 from tunesmith.train.plan import Plan, make_plan
-from tunesmith.train.settings import resolve_limits, resolve_optimisation
+from tunesmith.train.settings import Amount, resolve_limits, resolve_optimisation
 from tunesmith.train.sft import Row, encode
 
 #: Tokens computed in one pass where the user doesn't say: enough to fill the machine, little enough for its memory.
@@ -63,7 +63,7 @@ class Base:
             tokens_per_microbatch=_TOKENS_PER_MICROBATCH[self.loaded.device.type],
         )
         assert not isinstance(limits.max_tokens, str)
-        prepared = _limited(prepare(spec.data), self.renderer, limits.max_tokens, spec.data)
+        prepared, amount = _limited(prepare(spec.data), self.renderer, limits.max_tokens, spec.data)
         if not prepared.train:
             raise DataError(
                 "No rows are left to learn from.",
@@ -72,7 +72,7 @@ class Base:
                 code="too_few_examples",
             )
         hidden = self.loaded.model.config.get_text_config().hidden_size
-        optimisation = resolve_optimisation(spec.optimisation, rows=len(prepared.train), hidden=hidden)
+        optimisation = resolve_optimisation(spec, amount, hidden=hidden)
         changes = {"limits": limits, "optimisation": optimisation, "data": _absolute(spec.data)}
         return spec.model_copy(update={**changes, "base": self.loaded.source.name}), prepared
 
@@ -101,15 +101,23 @@ class Workshop:
         return make_plan(self.spec, self.base.size, self.train, self.validation, self.base.loaded.device)
 
 
-def _limited(prepared: PreparedData, renderer: ChatRenderer, max_tokens: int, data: DataSpec) -> PreparedData:
-    """Drop, cut or refuse rows that are longer than `max_tokens` once rendered, as `data.too_long` says."""
+def _limited(
+    prepared: PreparedData, renderer: ChatRenderer, max_tokens: int, data: DataSpec
+) -> tuple[PreparedData, Amount]:
+    """Drop, cut or refuse rows that are longer than `max_tokens` once rendered, as `data.too_long` says.
+
+    Also returns how much there is to learn in what is left.
+    """
+    learnt_tokens: dict[int, int] = {}
 
     def measure(row: Conversation) -> RowLength:
         sequences = renderer.for_training(row)
         longest = max(len(sequence.token_ids) for sequence in sequences)
-        return RowLength(longest, sum(sequence.cut(max_tokens).learnt_tokens for sequence in sequences))
+        learnt_tokens[id(row)] = sum(sequence.cut(max_tokens).learnt_tokens for sequence in sequences)
+        return RowLength(longest, learnt_tokens[id(row)])
 
-    return limit_lengths(prepared, measure, max_tokens, data.too_long)
+    limited = limit_lengths(prepared, measure, max_tokens, data.too_long)
+    return limited, Amount(len(limited.train), sum(learnt_tokens[id(row)] for row in limited.train))
 
 
 def _absolute(data: DataSpec) -> DataSpec:
