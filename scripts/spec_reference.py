@@ -29,12 +29,18 @@ def settings_reference(spec: type[Spec]) -> str:
     parts = []
     own = list(_fields(schema, ""))
     parts.append(_settings_table([field for field in own if not field.groups]))
-    for field in own:
+    parts += _sections(own, schema)
+    return "\n".join(parts)
+
+
+def _sections(fields: list[_Field], schema: dict[str, Any]) -> Iterator[str]:
+    """Yield a section for each group that the fields may hold, and for the groups inside it."""
+    for field in fields:
         for name in field.groups:
             group = schema["$defs"][name]
-            inner = list(_fields(group, f"{field.path}."))
-            parts.append(f"## `{field.path}`\n\n{_first_line(group)}\n\n{_settings_table(inner)}")
-    return "\n".join(parts)
+            inner = list(_fields(group, f"{field.path}{'[]' if field.schema.get('type') == 'array' else ''}."))
+            yield f"## `{field.path}`\n\n{_first_line(group)}\n\n{_settings_table(inner)}"
+            yield from _sections(inner, schema)
 
 
 def figures_table(spec: type[Spec]) -> str:
@@ -73,9 +79,10 @@ def _references(field: dict[str, Any]) -> Iterator[str]:
     """Yield the names of the definitions that a field may hold."""
     if "$ref" in field:
         yield field["$ref"].rpartition("/")[2]
-    for key in ("anyOf", "oneOf", "allOf"):
-        for option in field.get(key, ()):
-            yield from _references(option)
+    for option in (*field.get("anyOf", ()), *field.get("oneOf", ()), *field.get("allOf", ())):
+        yield from _references(option)
+    if "items" in field:
+        yield from _references(field["items"])
 
 
 def _settings_table(fields: list[_Field]) -> str:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
         tune,
     )
     from tunesmith.errors import TunesmithError
+    from tunesmith.specs.data import DataSpec
     from tunesmith.specs.generation import SamplingSpec
-    from tunesmith.specs.tune import DataSpec, EvaluationSpec, TuneSpec
+    from tunesmith.specs.tune import EvaluationSpec, TuneSpec
 
 __version__ = "0.1.0"
 
@@ -38,8 +39,9 @@ _HOMES = {
         "plan", "resume", "tune",
     ),
     "tunesmith.errors": ("TunesmithError",),
+    "tunesmith.specs.data": ("DataSpec",),
     "tunesmith.specs.generation": ("SamplingSpec",),
-    "tunesmith.specs.tune": ("DataSpec", "EvaluationSpec", "TuneSpec"),
+    "tunesmith.specs.tune": ("EvaluationSpec", "TuneSpec"),
 }  # fmt: skip
 
 __all__ = [

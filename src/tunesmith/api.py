@@ -30,10 +30,14 @@ from tunesmith.runs.proof import Proof
 from tunesmith.runs.result import RunResult
 from tunesmith.runs.workshop import Base
 from tunesmith.serve import answering, batch
+from tunesmith.specs.data import DataSpec, data_values
 from tunesmith.specs.generation import SamplingSpec
 from tunesmith.specs.results import GenerateFigures, TuneFigures
-from tunesmith.specs.tune import DataSpec, EvaluationSpec, TuneSpec
+from tunesmith.specs.tune import EvaluationSpec, TuneSpec
 from tunesmith.train.plan import Plan
+
+#: The rows to learn from: a file, several (each by its path, or as a mapping with a weight), or the data's settings.
+Data = str | Path | Sequence[str | Path | Mapping[str, Any]] | Mapping[str, Any]
 
 #: A prompt as Python users write it: words, OpenAI messages, or a conversation.
 Prompt = str | Sequence[Mapping[str, Any]] | Conversation
@@ -163,11 +167,11 @@ class TuneResult:
         return open_model(self.run.version.name, home=self.home)
 
 
-def check(data: str | Path | DataSpec, *, base: str | None = None, home: Home | None = None) -> CheckResult:
+def check(data: Data | DataSpec, *, base: str | None = None, home: Home | None = None) -> CheckResult:
     """Read, check and split a data set; nothing is written.
 
     Args:
-        data: a file, or how to read it.
+        data: a file, several, or how to read them.
         base: show one row as this base sees it, and drop rows that are too long for it.
         home: where bases are kept.
 
@@ -175,7 +179,7 @@ def check(data: str | Path | DataSpec, *, base: str | None = None, home: Home | 
         DataError: rows are broken; the message lists them.
         ModelError: the base can't be used.
     """
-    spec = data if isinstance(data, DataSpec) else DataSpec(path=str(data))
+    spec = data if isinstance(data, DataSpec) else DataSpec.parse(data_values(data))
     if base is None:
         prepared = prepare(spec)
         return CheckResult(data_report(prepared), None, prepared)
@@ -209,7 +213,7 @@ def plan(spec: TuneSpec, *, home: Home | None = None) -> Plan:
 
 
 def tune(
-    data: str | Path | TuneSpec,
+    data: Data | TuneSpec,
     *,
     base: str | None = None,
     name: str | None = None,
@@ -221,7 +225,8 @@ def tune(
     """Tune a base on a data set, prove it on rows it never saw, register it.
 
     Args:
-        data: a file of examples, or a whole spec (then only `home`, `observer` and `untuned` may be given).
+        data: a file of examples, several (`["a.jsonl", {"path": "b.jsonl", "weight": 2}]`), or a whole spec (then only
+            `home`, `observer` and `untuned` may be given).
         base: the model to start from; `smollm2-135m` by default.
         name: a short name for the result.
         home: where everything is kept; `TUNESMITH_HOME` by default.
@@ -238,7 +243,7 @@ def tune(
             raise SpecError("A whole spec leaves no room for further settings.", fix="Change the spec instead.")
         spec = data
     else:
-        values: dict[str, Any] = {"data": {"path": str(data)}}
+        values: dict[str, Any] = {"data": data_values(data)}
         values |= {key: value for key, value in (("base", base), ("name", name)) if value is not None}
         for path, value in settings.items():
             _put(values, path.split("__"), value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from tunesmith.cli.options import field_at, nested, parse_assignments, parse_pairs, setting_paths
 from tunesmith.cli.reading import DATA_FLAGS, TUNE_FLAGS, Asked, data_spec, tune_spec
 from tunesmith.errors import SpecError
+from tunesmith.specs.data import SourceSpec
 from tunesmith.specs.tune import TuneSpec
 
 
@@ -101,3 +104,30 @@ def test_a_spec_file_repeats_its_spec(tmp_path):
 def test_reading_rows_has_no_use_for_other_settings():
     with pytest.raises(SpecError, match="no use for 'adapter'"):
         data_spec(Asked("a.jsonl", assignments=["adapter.rank=8"]), {})
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Asked("a.jsonl", assignments=["data=[b.jsonl, {path: c.jsonl, weight: 2}]"], drop_bad_rows=True),
+        Asked(None, assignments=["data.sources=[b.jsonl, {path: c.jsonl, weight: 2}]"], drop_bad_rows=True),
+    ],
+)
+def test_data_may_be_several_files_with_weights(asked: Asked):
+    data = tune_spec(asked, {}).data
+    assert [(file.path, file.weight) for file in data.files] == [("b.jsonl", 1.0), ("c.jsonl", 2.0)]
+    assert data.on_problem == "drop"
+
+
+def test_a_command_lines_file_takes_the_place_of_a_specs_files(tmp_path: Path):
+    file = tmp_path / "spec.yaml"
+    file.write_text("data: [a.jsonl, {path: b.jsonl, format: alpaca}]", encoding="utf-8")
+    assert [source.format for source in tune_spec(Asked(None, file), {}).data.files] == ["auto", "alpaca"]
+    assert tune_spec(Asked("c.jsonl", file), {}).data.files == (SourceSpec(path="c.jsonl", format="auto"),)
+
+
+@pytest.mark.parametrize("data", [{}, {"path": "a", "sources": ["b"]}, [], [{"path": "a", "weight": 0}], 7])
+def test_data_is_one_file_or_several(data: object):
+    with pytest.raises(SpecError) as caught:
+        TuneSpec.parse({"data": data})
+    assert (caught.value.param or "").startswith("data")

@@ -11,7 +11,7 @@ from rich.text import Text
 from tunesmith.cli.engine_room import api
 from tunesmith.cli.options import Json, Quiet, takes_settings
 from tunesmith.cli.quantities import plural
-from tunesmith.cli.reading import DATA_FLAGS, Asked, Assigned, DropBad, Mapped, data_spec
+from tunesmith.cli.reading import DATA_FLAGS, Asked, Assigned, Data, DropBad, Mapped, data_spec
 from tunesmith.cli.screen import Screen
 from tunesmith.cli.show_data import show_content, show_counts, show_findings, show_recognition, show_tokens
 from tunesmith.specs.tune import TuneSpec
@@ -20,7 +20,7 @@ from tunesmith.specs.tune import TuneSpec
 @takes_settings(TuneSpec, DATA_FLAGS, panel="Settings")
 def check(
     settings: dict[str, Any],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="The rows: JSONL, JSON, CSV or Parquet, each also .gz.")],
+    data: Data = None,
     base: Annotated[
         str | None, typer.Option(help="Show one row as this base sees it, and measure lengths in its tokens.")
     ] = None,

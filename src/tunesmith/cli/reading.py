@@ -11,12 +11,15 @@ import typer
 
 from tunesmith.cli.options import nested, parse_assignments, parse_pairs
 from tunesmith.errors import SpecError
-from tunesmith.specs.tune import DataSpec, TuneSpec
+from tunesmith.specs.data import DataSpec, data_values
+from tunesmith.specs.tune import TuneSpec
 
-_ROLES = ("input", "output", "system")
+_ROLES = ("input", "output", "system", "text")
+#: Where rows come from: one of these is given.
+_ORIGINS = {"data.path": None, "data.sources": ()}
 
 Data = Annotated[
-    str | None, typer.Argument(metavar="DATA", help="The rows: JSONL, JSON, CSV or Parquet, each also .gz.")
+    str | None, typer.Argument(metavar="DATA", help="JSONL, JSON, CSV or Parquet (each also .gz), or documents.")
 ]
 SpecFile = Annotated[
     Path | None, typer.Option("--spec", help="A YAML file with settings, such as the spec.yaml of an earlier run.")
@@ -70,23 +73,24 @@ def tune_spec(asked: Asked, settings: Mapping[str, Any]) -> TuneSpec:
         SpecError: no data, or a wrong setting.
     """
     file = TuneSpec.from_yaml(asked.spec_file).model_dump(mode="json") if asked.spec_file else {}
-    if not asked.data and not file:
-        raise SpecError(
-            "There is nothing to learn from.",
-            fix="Name a file of examples (tunesmith tune examples.jsonl) or a spec (--spec spec.yaml).",
-            code="missing_data",
-            param="data.path",
-        )
-    return TuneSpec.parse(nested(_all(asked, settings), file))
+    given = _all(asked, settings)
+    if not file and not given.keys() & _ORIGINS:
+        raise _nothing_given()
+    if given.keys() & _ORIGINS:  # the command line's files take the place of the spec file's
+        given = {name: empty for name, empty in _ORIGINS.items() if file} | given
+    return TuneSpec.parse(nested(given, file))
 
 
 def data_spec(asked: Asked, settings: Mapping[str, Any]) -> DataSpec:
     """Return how rows are read.
 
     Raises:
-        SpecError: a wrong setting, or one that has nothing to do with reading rows.
+        SpecError: no data, a wrong setting, or one that has nothing to do with reading rows.
     """
-    values = nested(_all(asked, settings))
+    given = _all(asked, settings)
+    if not given.keys() & _ORIGINS:
+        raise _nothing_given()
+    values = nested(given)
     extra = [name for name in values if name != "data"]
     if extra:
         raise SpecError(
@@ -99,6 +103,15 @@ def data_spec(asked: Asked, settings: Mapping[str, Any]) -> DataSpec:
     return DataSpec.parse(values.get("data", {}))
 
 
+def _nothing_given() -> SpecError:
+    return SpecError(
+        "There is nothing to learn from.",
+        fix="Name a file of examples (tunesmith tune examples.jsonl) or a spec (--spec spec.yaml).",
+        code="missing_data",
+        param="data.path",
+    )
+
+
 def _all(asked: Asked, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return every setting by its path; the later ones win."""
     found: dict[str, Any] = {"data.path": asked.data} if asked.data else {}
@@ -107,4 +120,10 @@ def _all(asked: Asked, settings: Mapping[str, Any]) -> dict[str, Any]:
         found["data.mapping"] = parse_pairs(asked.mapping, "--map", _ROLES)
     if asked.drop_bad_rows:
         found["data.on_problem"] = "drop"
-    return found | parse_assignments(asked.assignments, TuneSpec)
+    assigned = parse_assignments(asked.assignments, TuneSpec)
+    data = data_values(assigned.get("data"))
+    if isinstance(data, dict):  # `data` as a whole (a path, a list of files): it names the files, the rest may stay
+        del assigned["data"]
+        found.pop("data.path", None)
+        assigned = {f"data.{name}": value for name, value in data.items()} | assigned
+    return found | assigned

@@ -23,7 +23,12 @@ class Place:
 
     def __str__(self) -> str:
         """Return `file, line n` or `file, row n`."""
-        return f"{self.file}, {self.unit} {self.line}"
+        return f"{self.file}, {self.position}"
+
+    @property
+    def position(self) -> str:
+        """The place inside its file: `line n` or `row n`."""
+        return f"{self.unit} {self.line}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +62,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in order, with the tools that the assistant may call (OpenAI's `tools` objects)."""
+    """Messages in order, with the tools that the assistant may call (OpenAI's `tools` objects).
+
+    `source` is the place of its file among those of the spec, from 0.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     place: Place | None = field(default=None, compare=False)
+    source: int = field(default=0, compare=False)
 
     @property
     def prompt(self) -> Conversation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,50 +16,55 @@ from tunesmith.data.rows import Row
 from tunesmith.prepare.findings import Dropped
 from tunesmith.prepare.fingerprint import row_hash
 from tunesmith.prepare.inspection import inspect_rows, unlearnt_findings
-from tunesmith.prepare.prepared import PreparedData, refuse_too_few
+from tunesmith.prepare.prepared import UNREADABLE, PreparedData, Source, refuse_too_few
 from tunesmith.prepare.split import split_rows
-from tunesmith.specs.tune import DataSpec
+from tunesmith.specs.data import DataSpec, SourceSpec
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """The rows of one file; `recognition` is None where no row could be read at all."""
+    """The rows of one file."""
 
-    recognition: Recognition | None
+    file: SourceSpec
+    recognition: Recognition
     rows: tuple[Conversation, ...]
     rows_read: int
     problems: tuple[RowProblem, ...]
-    duplicates: tuple[Dropped, ...]
     ignored: Counter[str]
 
 
 def prepare(spec: DataSpec) -> PreparedData:
-    """Read, recognise, check, deduplicate and split the rows of `spec.path` (and of its validation and test files).
+    """Read, recognise, check, deduplicate and split the rows of a spec's files (those for validation and test too).
+
+    Doubled and near-identical rows are looked for across all files.
 
     Raises:
         DataError: a file can't be read (see `read_rows`), its rows' form isn't known (see `recognise`), rows are broken
             and `on_problem` is `error` (the first problem's code; the others in `problems`), or fewer than 10 rows
             are usable (`too_few_examples`).
     """
-    main = _load(spec.path, spec)
-    validation = _load(spec.validation_path, spec) if spec.validation_path is not None else None
-    test = _load(spec.test_path, spec) if spec.test_path is not None else None
-    files = [loaded for loaded in (main, validation, test) if loaded is not None]
+    sources = [_load(file, number) for number, file in enumerate(spec.files)]
+    validation = _load(_beside(spec, spec.validation_path)) if spec.validation_path is not None else None
+    test = _load(_beside(spec, spec.test_path)) if spec.test_path is not None else None
+    files = [*sources, *(loaded for loaded in (validation, test) if loaded is not None)]
     problems = [problem for loaded in files for problem in loaded.problems]
     if problems and spec.on_problem == "error":
         raise refusal(problems)
-    dropped = [*_dropped(problems), *(row for loaded in files for row in loaded.duplicates)]
-    refuse_too_few(len(main.rows), dropped, spec.path)
-    split = split_rows(
-        main.rows, spec, validation=validation.rows if validation else None, test=test.rows if test else None
-    )
+    rows, duplicates = _without_duplicates([row for loaded in sources for row in loaded.rows])
+    aside = {}
+    for side, loaded in (("validation", validation), ("test", test)):
+        if loaded is not None:
+            aside[side], more = _without_duplicates(loaded.rows)
+            duplicates += more
+    dropped = [*_dropped(problems), *duplicates]
+    refuse_too_few(len(rows), dropped, spec.where)
+    split = split_rows(rows, spec, **aside)
     dropped += split.dropped
-    refuse_too_few(len(split.train) + len(split.validation) + len(split.test), dropped, spec.path)
-    recognition = main.recognition
-    assert recognition is not None  # there are rows, so a form was recognised
-    findings = (*unlearnt_findings(recognition, main.ignored), *inspect_rows(main.rows), *split.findings)
+    refuse_too_few(len(split.train) + len(split.validation) + len(split.test), dropped, spec.where)
+    unlearnt = [finding for loaded in sources for finding in unlearnt_findings(loaded.recognition, loaded.ignored)]
+    findings = (*unlearnt, *inspect_rows(rows), *split.findings)
     return PreparedData(
-        recognition=recognition,
+        sources=tuple(Source(loaded.file, loaded.recognition, loaded.rows_read) for loaded in sources),
         train=split.train,
         validation=split.validation,
         test=split.test,
@@ -69,24 +75,29 @@ def prepare(spec: DataSpec) -> PreparedData:
     )
 
 
-def _load(path: str, spec: DataSpec) -> _Loaded:
-    found = list(read_rows(path))
+def _beside(spec: DataSpec, path: str) -> SourceSpec:
+    """Return how a file of validation or test rows is read: as the first one to learn from."""
+    return spec.files[0].model_copy(update={"path": path})
+
+
+def _load(file: SourceSpec, number: int = 0) -> _Loaded:
+    """Read one file; `number` is its place among the sources."""
+    found = list(read_rows(file.path))
     good = [row for row in found if isinstance(row, Row)]
     problems = [row for row in found if isinstance(row, RowProblem)]
     if not good:
-        return _Loaded(None, (), len(found), tuple(problems), (), Counter())
-    recognition = recognise(good, file=path, format=spec.format, mapping=spec.mapping)
-    converter = Converter(recognition, system=spec.system)
+        return _Loaded(file, UNREADABLE, (), len(found), tuple(problems), Counter())
+    recognition = recognise(good, file=file.path, format=file.format or "auto", mapping=file.mapping)
+    converter = Converter(recognition, system=file.system)
     rows: list[Conversation] = []
     for row in good:
         result = converter.convert(row)
         if isinstance(result, Conversation):
-            rows.append(result)
+            rows.append(dataclasses.replace(result, source=number))
         else:
             problems.extend(result)
     problems.sort(key=lambda problem: problem.place.line)
-    kept, duplicates = _without_duplicates(rows)
-    return _Loaded(recognition, kept, len(found), tuple(problems), duplicates, converter.ignored)
+    return _Loaded(file, recognition, tuple(rows), len(found), tuple(problems), converter.ignored)
 
 
 def _dropped(problems: Sequence[RowProblem]) -> list[Dropped]:
@@ -107,6 +118,7 @@ def _without_duplicates(rows: Sequence[Conversation]) -> tuple[tuple[Conversatio
         earlier = first.setdefault(row_hash(row), row)
         if earlier is not row:
             assert row.place is not None and earlier.place is not None  # rows read from files have places
-            reason = f"is exactly the same as {earlier.place.unit} {earlier.place.line}"
+            same_file = earlier.place.file == row.place.file
+            reason = f"is exactly the same as {earlier.place.position if same_file else earlier.place}"
             duplicates.append(Dropped(row.place, "duplicate", reason))
     return tuple(first.values()), tuple(duplicates)

@@ -12,9 +12,23 @@ from tunesmith.data.recognise import Recognition
 from tunesmith.errors import DataError
 from tunesmith.prepare.findings import Dropped, Finding
 from tunesmith.prepare.fingerprint import content_hash
+from tunesmith.specs.data import SourceSpec
 
 #: Fewer rows than this aren't learnt from (as OpenAI's service has it).
 MIN_ROWS = 10
+
+
+#: The form of a file none of whose rows can be read.
+UNREADABLE = Recognition("chat", "no row can be read", ())
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file to learn from: how it was asked for, the form of its rows, and how many were read."""
+
+    file: SourceSpec
+    recognition: Recognition
+    rows_read: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +39,7 @@ class PreparedData:
     code `duplicate`), or is one of the `left_out` rows beyond `max_train_rows`.
     """
 
-    recognition: Recognition
+    sources: tuple[Source, ...]
     train: tuple[Conversation, ...]
     validation: tuple[Conversation, ...]
     test: tuple[Conversation, ...]
@@ -33,6 +47,11 @@ class PreparedData:
     dropped: tuple[Dropped, ...] = ()
     left_out: int = 0
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def recognition(self) -> Recognition:
+        """The form of the first file's rows."""
+        return self.sources[0].recognition
 
     @property
     def rows(self) -> tuple[Conversation, ...]:
@@ -62,11 +81,29 @@ class PreparedData:
             "dropped_by_code": dict(Counter(row.code for row in self.dropped).most_common()),
             "duplicates": len(self.duplicates),
             "left_out": self.left_out,
+            "sources": self._source_counts(),
             "findings": [
                 {"code": finding.code, "message": finding.message, "count": finding.count} for finding in self.findings
             ],
             "content_hash": self.content_hash,
         }
+
+    def _source_counts(self) -> list[dict[str, Any]]:
+        """Return what came of each file's rows."""
+        sides = {side: Counter(row.source for row in getattr(self, side)) for side in ("train", "validation", "test")}
+        dropped = Counter(row.place.file for row in self.dropped)
+        return [
+            {
+                "path": source.file.path,
+                "format": source.recognition.format,
+                "reason": source.recognition.reason,
+                "weight": source.file.weight,
+                "rows": source.rows_read,
+                **{side: counts[number] for side, counts in sides.items()},
+                "dropped": dropped[source.file.path],
+            }
+            for number, source in enumerate(self.sources)
+        ]
 
 
 def refuse_too_few(usable: int, dropped: Sequence[Dropped], where: str) -> None:

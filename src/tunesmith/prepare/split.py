@@ -11,7 +11,7 @@ from tunesmith.data.examples import Conversation, Place
 from tunesmith.prepare.findings import Dropped, Finding
 from tunesmith.prepare.fingerprint import row_hash
 from tunesmith.prepare.grouping import group_rows
-from tunesmith.specs.tune import DataSpec
+from tunesmith.specs.data import DataSpec
 
 Side = Literal["train", "validation", "test"]
 _SET_ASIDE: tuple[Side, ...] = ("test", "validation")

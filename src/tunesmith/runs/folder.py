@@ -58,11 +58,12 @@ class RunFolder:
             StorageError: it can't be written.
         """
         now = datetime.now(UTC)
-        label = spec.name or re.sub(r"[^a-z0-9]+", "-", Path(spec.data.path).name.split(".")[0].lower()).strip("-")
+        first = spec.data.files[0].path
+        label = spec.name or re.sub(r"[^a-z0-9]+", "-", Path(first).name.split(".")[0].lower()).strip("-")
         run = cls(home.runs / f"{now:%Y%m%d-%H%M%S}-{(label or 'data')[:40]}-{secrets.token_hex(2)}")
         run.path.mkdir(parents=True)
         run._write(
-            RunView(run.path.name, run.path, "running", now.isoformat(timespec="seconds"), spec.base, spec.data.path)
+            RunView(run.path.name, run.path, "running", now.isoformat(timespec="seconds"), spec.base, spec.data.where)
         )
         spec.write_yaml(run.spec_file)
         return run

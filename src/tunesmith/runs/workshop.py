@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,7 +18,8 @@ from tunesmith.prepare.lengths import RowLength, limit_lengths
 from tunesmith.prepare.pipeline import prepare
 from tunesmith.prepare.prepared import PreparedData
 from tunesmith.record.home import Home
-from tunesmith.specs.tune import DataSpec, TuneSpec
+from tunesmith.specs.data import DataSpec
+from tunesmith.specs.tune import TuneSpec
 from tunesmith.train.plan import Plan, make_plan
 from tunesmith.train.settings import Amount, resolve_limits, resolve_optimisation
 from tunesmith.train.sft import Row, encode
@@ -67,13 +67,13 @@ class Base:
         if not prepared.train:
             raise DataError(
                 "No rows are left to learn from.",
-                where=spec.data.path,
+                where=spec.data.where,
                 fix="Add rows, or set aside fewer (data.test_fraction, data.validation_fraction).",
                 code="too_few_examples",
             )
         hidden = self.loaded.model.config.get_text_config().hidden_size
         optimisation = resolve_optimisation(spec, amount, hidden=hidden)
-        changes = {"limits": limits, "optimisation": optimisation, "data": _absolute(spec.data)}
+        changes = {"limits": limits, "optimisation": optimisation, "data": spec.data.with_absolute_paths()}
         return spec.model_copy(update={**changes, "base": self.loaded.source.name}), prepared
 
     def workshop(self, spec: TuneSpec, train: Sequence[Conversation], validation: Sequence[Conversation]) -> Workshop:
@@ -118,9 +118,3 @@ def _limited(
 
     limited = limit_lengths(prepared, measure, max_tokens, data.too_long)
     return limited, Amount(len(limited.train), sum(learnt_tokens[id(row)] for row in limited.train))
-
-
-def _absolute(data: DataSpec) -> DataSpec:
-    names = ("path", "validation_path", "test_path")
-    paths = {name: value for name in names if (value := getattr(data, name)) is not None}
-    return data.model_copy(update={name: str(Path(path).expanduser().absolute()) for name, path in paths.items()})

@@ -7,50 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from tunesmith.specs.base import Spec
+from tunesmith.specs.data import DataSpec
 
 #: A value that the run resolves from the data's size; the resolved number is shown and kept in the run folder.
 Auto = Literal["auto"]
-
-
-class DataSpec(Spec):
-    """Which rows to learn from, and how they are read, checked and split."""
-
-    path: str = Field(description="A file (JSONL, JSON, CSV, Parquet, each also .gz) with the rows to learn from.")
-    format: Literal["auto", "chat", "prompt_completion", "alpaca", "sharegpt", "columns"] = Field(
-        "auto", description="The rows' form. `auto` recognises it and says why; `columns` uses `mapping`."
-    )
-    mapping: dict[Literal["input", "output", "system"], str] = Field(
-        default_factory=dict, description="For `columns`: which column is the input, the output, the system prompt."
-    )
-    system: str | None = Field(None, description="A system prompt put before every row that has none of its own.")
-    validation_path: str | None = Field(
-        None, description="A file of rows for validation. Without it, rows are set aside from `path`."
-    )
-    test_path: str | None = Field(
-        None, description="A file of rows for the final test. Without it, rows are set aside from `path`."
-    )
-    validation_fraction: float = Field(
-        0.1, ge=0.0, le=0.5, description="Share of the rows set aside for validation during training."
-    )
-    test_fraction: float = Field(0.1, ge=0.0, le=0.5, description="Share of the rows locked away for the final test.")
-    max_validation_rows: int = Field(200, ge=1, description="At most this many rows are set aside for validation.")
-    max_test_rows: int = Field(200, ge=1, description="At most this many rows are locked away for the test.")
-    max_train_rows: int | None = Field(
-        None, ge=1, description="Learn from at most this many rows, chosen by the split's stable hash."
-    )
-    near_duplicate_similarity: float = Field(
-        0.8,
-        gt=0.0,
-        le=1.0,
-        description="Rows whose prompts' word shingles are at least this alike (Jaccard) never stand on both sides of "
-        "the split.",
-    )
-    too_long: Literal["drop", "cut", "error"] = Field(
-        "drop", description="What happens to a row longer than `limits.max_tokens`: dropped, cut at the end, refused."
-    )
-    on_problem: Literal["error", "drop"] = Field(
-        "error", description="What happens to broken rows: refuse the file, or drop them, counted and listed."
-    )
 
 
 class LearningSpec(Spec):
