@@ -35,7 +35,9 @@ class TokenTree:
 
     `token_ids` and `positions` are (N,). The M targets say: the hidden state of token `target_source[m]` predicts
     `target_ids[m]`, which counts `target_weight[m]` times (once for each sequence that learns it).
-    `row_tokens` counts the sequences' tokens as if nothing were shared.
+    `target_owners` names these sequences by their place in the call of `build_tree`, target after target.
+    `inverse_lengths` holds, for each segment, the mean of 1 / length over the sequences that pass through it.
+    `row_tokens` counts the sequences' tokens as if nothing were shared, `sequences` the sequences.
     """
 
     token_ids: Tensor
@@ -44,12 +46,30 @@ class TokenTree:
     target_source: Tensor
     target_ids: Tensor
     target_weight: Tensor
+    target_owners: Tensor
+    inverse_lengths: tuple[float, ...]
     row_tokens: int
+    sequences: int
 
     @property
     def learnt_tokens(self) -> int:
         """Targets, counted once for each sequence that learns them."""
         return int(self.target_weight.sum().item())
+
+    def by_sequence(self, values: Tensor) -> Tensor:
+        """Return the sums of the targets' `values` (M,) over each sequence's targets, in the order of the call."""
+        times = self.target_weight.to(values.device, torch.long)
+        sums = torch.zeros(self.sequences, dtype=values.dtype, device=values.device)
+        return sums.index_add_(0, self.target_owners.to(values.device), values.repeat_interleave(times))
+
+    def paths(self) -> list[tuple[int, ...]]:
+        """Return the numbers of the segments from root to leaf, for each leaf: the rows, equal ones once.
+
+        A row that ends where another goes on is a part of the other's path.
+        """
+        parents = {segment.ancestors[-1] for segment in self.segments if segment.ancestors}
+        leaves = [number for number in range(len(self.segments)) if number not in parents]
+        return [(*self.segments[leaf].ancestors, leaf) for leaf in leaves]
 
 
 def build_tree(sequences: Sequence[Rendered]) -> TokenTree:
@@ -57,8 +77,9 @@ def build_tree(sequences: Sequence[Rendered]) -> TokenTree:
 
     Every sequence must hold at least one token.
     """
+    order = sorted(range(len(sequences)), key=lambda place: sequences[place].token_ids)
     builder = _Builder()
-    builder.add(sorted(sequences, key=lambda sequence: sequence.token_ids), depth=0, ancestors=())
+    builder.add([_Member(place, sequences[place].token_ids, sequences[place].learnt) for place in order], 0, ())
     return TokenTree(
         token_ids=torch.tensor(builder.token_ids, dtype=torch.long),
         positions=torch.tensor(builder.positions, dtype=torch.long),
@@ -66,8 +87,20 @@ def build_tree(sequences: Sequence[Rendered]) -> TokenTree:
         target_source=torch.tensor(builder.target_source, dtype=torch.long),
         target_ids=torch.tensor(builder.target_ids, dtype=torch.long),
         target_weight=torch.tensor(builder.target_weight, dtype=torch.float32),
+        target_owners=torch.tensor(builder.target_owners, dtype=torch.long),
+        inverse_lengths=tuple(builder.inverse_lengths),
         row_tokens=sum(len(sequence.token_ids) for sequence in sequences),
+        sequences=len(sequences),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A sequence and its place in the call."""
+
+    place: int
+    token_ids: tuple[int, ...]
+    learnt: tuple[bool, ...]
 
 
 class _Builder:
@@ -80,8 +113,10 @@ class _Builder:
         self.target_source: list[int] = []
         self.target_ids: list[int] = []
         self.target_weight: list[int] = []
+        self.target_owners: list[int] = []
+        self.inverse_lengths: list[float] = []
 
-    def add(self, group: Sequence[Rendered], depth: int, ancestors: tuple[int, ...]) -> None:
+    def add(self, group: Sequence[_Member], depth: int, ancestors: tuple[int, ...]) -> None:
         """Add the sequences of `group`, sorted and alike in their first `depth` tokens, below `ancestors`."""
         end = _common_length(group[0], group[-1])
         if len(group) == 1 or end - depth >= _MIN_SHARED_TOKENS or _all_end(group, end):
@@ -100,20 +135,22 @@ class _Builder:
                 for sequence in members:
                     self.add([sequence], depth, ancestors)
 
-    def _segment(self, group: Sequence[Rendered], start: int, end: int, ancestors: tuple[int, ...]) -> int:
+    def _segment(self, group: Sequence[_Member], start: int, end: int, ancestors: tuple[int, ...]) -> int:
         """Add tokens `start` to `end`, which all of `group` share, as a node; return its index."""
         first = len(self.token_ids)
         ids = group[0].token_ids[start:end]
         self.token_ids += ids
         self.positions += range(start, end)
         self.segments.append(Segment(first, len(ids), ancestors))
+        self.inverse_lengths.append(sum(1 / len(sequence.token_ids) for sequence in group) / len(group))
         for offset, token_id in enumerate(ids):
-            weight = sum(sequence.learnt[start + offset] for sequence in group)
+            owners = [sequence.place for sequence in group if sequence.learnt[start + offset]]
             before = first + offset - 1 if offset else self._last_token(ancestors)
-            if weight and before is not None:  # a text's first token has nothing that predicts it
+            if owners and before is not None:  # a text's first token has nothing that predicts it
                 self.target_source.append(before)
                 self.target_ids.append(token_id)
-                self.target_weight.append(weight)
+                self.target_weight.append(len(owners))
+                self.target_owners += owners
         return len(self.segments) - 1
 
     def _last_token(self, ancestors: tuple[int, ...]) -> int | None:
@@ -123,12 +160,12 @@ class _Builder:
         return parent.start + parent.length - 1
 
 
-def _common_length(one: Rendered, other: Rendered) -> int:
+def _common_length(one: _Member, other: _Member) -> int:
     """Return how many tokens two sequences begin with alike; of a sorted group's ends: of the whole group."""
     pairs = zip(one.token_ids, other.token_ids, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _all_end(group: Sequence[Rendered], end: int) -> bool:
+def _all_end(group: Sequence[_Member], end: int) -> bool:
     """Whether the whole group is one and the same sequence."""
     return all(len(sequence.token_ids) == end for sequence in group)
