@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tunesmith.errors import ModelError, RunError
+from tunesmith.learn.passes import Passes
 from tunesmith.models.weights import load_tensors, save_tensors
 from tunesmith.record.atomic import new_folder, remove_folder, write_json
 from tunesmith.record.hashing import sha256_file
@@ -25,10 +26,12 @@ _ADAPTER, _OPTIMISER, _STATE = "adapter_model.safetensors", "optimizer.safetenso
 class LoopState:
     """Where the loop stands after `step` steps.
 
+    `passes` says how steps are computed: a resumed run goes on in the same way, or it would round differently.
     `rows` and `tokens` count what was learnt from so far; `seconds` the time in the loop, `step_seconds` the part of
     it in training steps; `worse_validations` how many validations in a row were not the best.
     """
 
+    passes: Passes
     step: int = 0
     rows: int = 0
     tokens: int = 0
@@ -104,7 +107,8 @@ class CheckpointStore:
             for name in (_ADAPTER, _OPTIMISER, _STATE):
                 if sha256_file(folder / name) != manifest[name]:
                     raise ValueError(f"{name} isn't what was written")
-            state = LoopState(**json.loads((folder / _STATE).read_text(encoding="utf-8")))
+            values = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+            state = LoopState(passes=Passes(**values.pop("passes")), **values)
             return Checkpoint(state, load_tensors(folder / _ADAPTER), load_tensors(folder / _OPTIMISER))
         except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
             raise RunError(

@@ -1,6 +1,6 @@
-"""The one training loop: stepping, accumulation, validation, early stopping, checkpoints, resume.
+"""The one training loop, its life cycle: steps, validation, early stopping, checkpoints, resume.
 
-A step's loss is the mean over all learnt tokens of its rows, however it is computed in parts.
+A step's loss is the mean over all learnt tokens of its rows, however it is computed in passes (`stepping.py`).
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import asdict, dataclass, replace
 
 from tunesmith.chat.renderer import Rendered
 from tunesmith.errors import RunError
 from tunesmith.learn.optimiser import Optimiser
+from tunesmith.learn.passes import Passes
+from tunesmith.learn.randomness import RANDOM_NAMES, random_state, restore_random_state
 from tunesmith.learn.step import TreeModel
-from tunesmith.learn.tree import build_tree
 from tunesmith.models.adapters.adapter import Adapter
 from tunesmith.record.events import EventLog
 from tunesmith.record.metrics import MetricsLog
 from tunesmith.record.observer import Observer, StepReport
 from tunesmith.specs.tune import TuneSpec
-from tunesmith.train.batches import microbatches, rows_of_steps
+from tunesmith.train.batches import rows_of_steps
 from tunesmith.train.checkpoints import Checkpoint, CheckpointStore, LoopState
 from tunesmith.train.settings import numbers
 from tunesmith.train.sft import Row
+from tunesmith.train.stepping import Stepper
 
 #: The speed that is shown is the mean over this many steps.
 _SPEED_STEPS = 10
@@ -90,26 +90,32 @@ class Loop:
         self._should_stop = should_stop
         batch_size, epochs, self._validate_every = numbers(spec)
         assert not isinstance(spec.limits.tokens_per_microbatch, str)
-        self._part_tokens = spec.limits.tokens_per_microbatch
         self._schedule = rows_of_steps(len(data.train), batch_size, epochs, spec.seed)
-        self._optimiser = Optimiser(adapter.parameter_groups(), spec.optimisation, len(self._schedule))
-        self._state = LoopState()
+        groups = adapter.parameter_groups()
+        self._optimiser = Optimiser(groups, spec.optimisation, len(self._schedule))
+        passes = Passes(spec.limits.tokens_per_microbatch)
+        parameters = [parameter for group in groups for parameter in group.parameters]
+        self._stepper = Stepper(model, parameters, passes, self._note_replanned)
+        self._state = LoopState(passes)
         self._recent: deque[tuple[int, float]] = deque(maxlen=_SPEED_STEPS)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same spec, data and library versions."""
         optimiser = dict(checkpoint.optimiser)
-        torch.set_rng_state(optimiser.pop("random"))
+        random = {name: optimiser.pop(name) for name in RANDOM_NAMES if name in optimiser}
+        restore_random_state(random, self._stepper.device)
         self._adapter.load_tensors(checkpoint.adapter, where=f"step {checkpoint.state.step}")
         if optimiser:
             self._optimiser.load_tensors(optimiser)
+        self._stepper.use(checkpoint.state.passes)
         self._state = checkpoint.state
 
     def run(self) -> Outcome:
         """Train to the end, to an early stop, or until asked to stop. The best weights are left in a checkpoint.
 
         Raises:
-            RunError: the loss is not a finite number (`non_finite_loss`).
+            RunError: a loss or a gradient is not a finite number (`non_finite_loss`), or memory ran out and smaller
+                passes are of no use (`out_of_memory`); the last checkpoint is whole and finite.
             StorageError: a checkpoint can't be written.
         """
         model = self._model.model
@@ -138,34 +144,25 @@ class Loop:
     def _step(self, row_numbers: Sequence[int]) -> float:
         """Take one optimiser step; return its loss."""
         started = time.perf_counter()
-        rows = [self._data.train[number] for number in row_numbers]
-        sequences = [sequence for row in rows for sequence in row]
-        learnt = sum(sequence.learnt_tokens for sequence in sequences)
-        loss = 0.0
-        for part in microbatches(sequences, self._part_tokens):
-            part_loss, _ = self._model.loss(build_tree(part))
-            (part_loss / learnt).backward()  # type: ignore[no-untyped-call]
-            loss += part_loss.item() / learnt
-        if not math.isfinite(loss):
-            raise RunError(
-                f"The loss became {loss} at step {self._state.step + 1}: training has diverged.",
-                fix="Lower optimisation.learning_rate (to a third, say) and tune again.",
-                code="non_finite_loss",
-            )
+        number = self._state.step + 1
+        sequences = [sequence for row in row_numbers for sequence in self._data.train[row]]
+        computed = self._stepper.gradients(sequences, f"step {number}")
+        _check_finite(computed.loss, f"The loss became {computed.loss} at step {number}")
+        norm = self._stepper.gradient_norm()
+        _check_finite(norm, f"The gradient's length became {norm} at step {number}")
         rate = self._optimiser.step(self._state.step)
-        tokens = sum(len(sequence.token_ids) for sequence in sequences)
         seconds = time.perf_counter() - started
-        self._recent.append((tokens, seconds))
+        self._recent.append((computed.tokens, seconds))
         self._state = replace(
             self._state,
-            step=self._state.step + 1,
-            rows=self._state.rows + len(rows),
-            tokens=self._state.tokens + tokens,
+            step=number,
+            rows=self._state.rows + len(row_numbers),
+            tokens=self._state.tokens + computed.tokens,
             seconds=self._state.seconds + seconds,
             step_seconds=self._state.step_seconds + seconds,
         )
-        self._report(loss, rate)
-        return loss
+        self._report(computed.loss, rate)
+        return computed.loss
 
     def _report(self, loss: float, rate: float) -> None:
         speed = sum(tokens for tokens, _ in self._recent) / sum(seconds for _, seconds in self._recent)
@@ -190,6 +187,8 @@ class Loop:
         loss = self.validation_loss()
         seconds = self._state.seconds + time.perf_counter() - started
         state = replace(self._state, seconds=seconds)
+        if loss is not None:
+            _check_finite(loss, f"The validation loss became {loss} after step {state.step}")
         if loss is None:  # nothing to choose by: the newest weights are the best known
             state = replace(state, best_step=state.step)
         elif state.best_loss is None or loss < state.best_loss:
@@ -207,27 +206,43 @@ class Loop:
 
     def _save(self) -> None:
         self._records.metrics.sync()
-        optimiser = {**self._optimiser.tensors(), "random": torch.get_rng_state()}
+        optimiser = {**self._optimiser.tensors(), **random_state(self._stepper.device)}
+        self._state = replace(self._state, passes=self._stepper.passes)
         self._records.checkpoints.save(
             Checkpoint(self._state, self._adapter.tensors(), optimiser), keep=self._spec.limits.keep_checkpoints
         )
 
-    @torch.no_grad()
     def validation_loss(self) -> float | None:
         """Return the mean loss over the validation rows' learnt tokens, or None without such rows."""
         sequences: list[Rendered] = [sequence for row in self._data.validation for sequence in row]
         if not sequences:
             return None
-        model = self._model.model
-        was_training = model.training
-        model.eval()
-        total = learnt = 0.0
-        done = 0
-        for part in microbatches(sequences, self._part_tokens):
-            tree = build_tree(part)
-            total += self._model.loss_sum(tree)
-            learnt += tree.learnt_tokens
-            done += len(part)
-            self._records.observer.progress("validating", done, len(sequences))
-        model.train(was_training)
-        return total / learnt
+        observer = self._records.observer
+        return self._stepper.mean_loss(
+            sequences, lambda done: observer.progress("validating", done, len(sequences))
+        ).loss
+
+    def _note_replanned(self, old: Passes, new: Passes, failure: str) -> None:
+        self._records.events.add(
+            "replanned",
+            f"Memory ran out with {old}; going on with {new}.",
+            level="warning",
+            step=self._state.step + 1,
+            failure=failure,
+            old=asdict(old),
+            new=asdict(new),
+        )
+
+
+def _check_finite(value: float, told: str) -> None:
+    """Refuse to go on from a number that isn't finite.
+
+    Raises:
+        RunError: it isn't (`non_finite_loss`).
+    """
+    if not math.isfinite(value):
+        raise RunError(
+            f"{told}: training has diverged.",
+            fix="Lower optimisation.learning_rate (to a third, say) and tune again.",
+            code="non_finite_loss",
+        )

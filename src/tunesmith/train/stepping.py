@@ -1,0 +1,173 @@
+"""One step's loss and gradients, computed in passes that fit the memory. When memory runs out, the passes shrink."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tunesmith.chat.renderer import Rendered
+from tunesmith.errors import RunError
+from tunesmith.learn.passes import Passes
+from tunesmith.learn.randomness import random_state, restore_random_state
+from tunesmith.learn.recompute import recomputable_layers, recompute_layers
+from tunesmith.learn.step import TreeModel
+from tunesmith.learn.tree import build_tree
+from tunesmith.train.batches import microbatches
+from tunesmith.train.memory import PeakMemory, is_out_of_memory
+
+#: Told the old way, the new way and what the failure said, each time that passes shrink.
+Replanned = Callable[[Passes, Passes, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What computing some sequences came to.
+
+    `loss` is the mean over the `learnt_tokens`, in nats; `tokens` counts the sequences' tokens as if nothing were
+    shared; `seconds` is the time of the attempt that worked.
+    """
+
+    loss: float
+    learnt_tokens: int
+    tokens: int
+    seconds: float
+
+
+class Stepper:
+    """Computes losses and gradients of one model. Weights and optimiser are never touched.
+
+    Args:
+        model: computes the loss of a token tree.
+        parameters: what is trained; gradients are left there.
+        passes: how to begin.
+        on_replanned: told when memory ran out and smaller passes are tried.
+    """
+
+    def __init__(
+        self,
+        model: TreeModel,
+        parameters: Sequence[torch.nn.Parameter],
+        passes: Passes,
+        on_replanned: Replanned,
+    ) -> None:
+        self._model = model
+        self._parameters = list(parameters)
+        self._on_replanned = on_replanned
+        self.device = model.projection.weight.device
+        #: Layers that could be computed twice.
+        self.layers = len(recomputable_layers(model.model))
+        self.use(passes)
+
+    @property
+    def passes(self) -> Passes:
+        """How steps are computed now."""
+        return self._passes
+
+    def use(self, passes: Passes) -> None:
+        """Compute this way from now on."""
+        self._passes = passes
+        recompute_layers(self._model.model, passes.recomputed_layers)
+
+    def lower(self) -> Passes | None:
+        """Return the next way that needs less memory, or None."""
+        return self._passes.lower(self.layers, self.device.type)
+
+    def gradients(self, sequences: Sequence[Rendered], where: str) -> Computed:
+        """Leave the gradient of the sequences' mean loss in the parameters, which must have none yet.
+
+        Args:
+            sequences: all that the optimiser step learns from.
+            where: names the step in errors.
+
+        Raises:
+            RunError: memory ran out, and no smaller passes are left (`out_of_memory`).
+        """
+        return self._replanning(lambda: self._sum_gradients(sequences), where)
+
+    def mean_loss(self, sequences: Sequence[Rendered], on_progress: Callable[[int], None]) -> Computed:
+        """Return the sequences' mean loss without dropout and without gradients.
+
+        Args:
+            sequences: at least one, with something learnt.
+            on_progress: told how many sequences are done.
+
+        Raises:
+            RunError: memory ran out, and no smaller passes are left (`out_of_memory`).
+        """
+        return self._replanning(lambda: self._sum_losses(sequences, on_progress), "validation")
+
+    def forget_gradients(self) -> None:
+        """Throw the gradients away."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def gradient_norm(self) -> float:
+        """Return the Euclidean norm of all gradients; not finite if one of them isn't."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    def _replanning(self, compute: Callable[[], Computed], where: str) -> Computed:
+        """Compute; when memory runs out, begin again from the same random state with smaller passes."""
+        began_with = random_state(self.device)
+        while True:
+            try:
+                return compute()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = str(error).strip().split("\n")[0] or type(error).__name__
+            # Outside of the handler, whose traceback would keep the failed pass's tensors alive.
+            self.forget_gradients()
+            restore_random_state(began_with, self.device)
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            lower = self.lower()
+            if lower is None:
+                raise _out_of_memory(where, self._passes, PeakMemory(self.device).bytes(), failure)
+            self._on_replanned(self._passes, lower, failure)
+            self.use(lower)
+
+    def _sum_gradients(self, sequences: Sequence[Rendered]) -> Computed:
+        started = time.perf_counter()
+        learnt = sum(sequence.learnt_tokens for sequence in sequences)
+        losses = []
+        for part in microbatches(sequences, self._passes.tokens_per_pass):
+            total, _ = self._model.loss(build_tree(part), chunk_tokens=self._passes.loss_chunk_tokens)
+            (total / learnt).backward()  # type: ignore[no-untyped-call]
+            losses.append(total.item())
+        return _computed(losses, learnt, sequences, started)
+
+    @torch.no_grad()
+    def _sum_losses(self, sequences: Sequence[Rendered], on_progress: Callable[[int], None]) -> Computed:
+        started = time.perf_counter()
+        learnt = sum(sequence.learnt_tokens for sequence in sequences)
+        model = self._model.model
+        was_training = model.training
+        model.eval()
+        losses, done = [], 0
+        try:
+            for part in microbatches(sequences, self._passes.tokens_per_pass):
+                losses.append(self._model.loss(build_tree(part), chunk_tokens=self._passes.loss_chunk_tokens)[0].item())
+                done += len(part)
+                on_progress(done)
+        finally:
+            model.train(was_training)
+        return _computed(losses, learnt, sequences, started)
+
+
+def _computed(losses: Sequence[float], learnt: int, sequences: Sequence[Rendered], started: float) -> Computed:
+    tokens = sum(len(sequence.token_ids) for sequence in sequences)
+    return Computed(sum(losses) / learnt, learnt, tokens, time.perf_counter() - started)
+
+
+def _out_of_memory(where: str, passes: Passes, peak_bytes: int, failure: str) -> RunError:
+    return RunError(
+        f"Memory ran out at {where}, at {peak_bytes / 1e9:.1f} GB, with {passes} and nothing to lower ({failure}).",
+        fix="Free memory or lower limits.max_tokens, then resume the run; a smaller base or rank needs less, too.",
+        code="out_of_memory",
+    )
