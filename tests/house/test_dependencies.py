@@ -29,6 +29,12 @@ def _names(requirements: list[str]) -> set[str]:
     return {_plain(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
 
 
+#: What extras for users bring.
+OPTIONAL = {
+    name for extra, needed in PROJECT["optional-dependencies"].items() if extra != "dev" for name in _names(needed)
+}
+
+
 def _imported(*folders: Path) -> set[str]:
     """Return the packages that the files of some folders import, as pip calls them."""
     owners = importlib.metadata.packages_distributions()
@@ -47,10 +53,17 @@ def _imported(*folders: Path) -> set[str]:
 
 
 def test_the_package_imports_what_it_lists_and_lists_what_it_imports():
-    listed = _names(PROJECT["dependencies"])
+    listed = _names(PROJECT["dependencies"]) | OPTIONAL
     imported = _imported(SOURCE)
     assert imported - listed == set(), "imported, but not a dependency in pyproject.toml"
     assert listed - imported == USED_BY_OTHERS, "a dependency in pyproject.toml that nothing imports"
+
+
+def test_an_optional_package_is_wrapped_by_one_file_and_tested():
+    assert OPTIONAL <= _names(PROJECT["optional-dependencies"]["dev"])
+    for package in OPTIONAL:
+        importing = [file.name for file in SOURCE.rglob("*.py") if re.search(rf"import {package}\b", file.read_text())]
+        assert len(importing) == 1, package
 
 
 def test_tests_and_scripts_import_nothing_that_a_fresh_installation_lacks():
@@ -58,7 +71,9 @@ def test_tests_and_scripts_import_nothing_that_a_fresh_installation_lacks():
     imported = _imported(*(ROOT / folder for folder in ("tests", "bench", "scripts")))
     assert imported - listed == set()
     dev = _names(PROJECT["optional-dependencies"]["dev"])
-    assert dev - imported - NOT_IMPORTED == set(), "in the dev extra, but neither imported nor named as a tool"
+    assert dev - imported - NOT_IMPORTED - OPTIONAL == set(), (
+        "in the dev extra, but neither imported nor named as a tool"
+    )
 
 
 def _pins() -> dict[str, str]:

@@ -49,3 +49,6 @@ class Adapter(Protocol):
 
     def merge(self) -> None:
         """Fold what was learnt into the model's own weights, in place; the model is then a plain one again."""
+
+    def settle(self) -> None:
+        """Leave the model as it will be served, in place, once training is over."""

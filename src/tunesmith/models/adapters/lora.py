@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError, SpecError
 from tunesmith.models.adapters.adapter import ParameterGroup
+from tunesmith.models.quantised import Nf4Linear
 from tunesmith.models.weights import save_tensors
 from tunesmith.record.atomic import write_json
-from tunesmith.specs.tune import LoraSpec
+from tunesmith.specs.tune import LoraSpec, QloraSpec
 
 #: PEFT wraps a model twice before its modules' names begin.
 _PEFT_PREFIX = "base_model.model."
@@ -36,37 +37,42 @@ _FOREIGN = (
 )  # fmt: skip
 
 
+#: What an adapter can sit on.
+FrozenLinear = nn.Linear | Nf4Linear
+
+
 class _AdaptedLinear(torch.autograd.Function):
-    """`x W^T + b + scale (x A^T) B^T` with the gradients of x, A and B only; W is frozen, nothing else is stored."""
+    """`x W^T + b + scale (x A^T) B^T` with the gradients of x, A and B only; W is frozen, nothing else is stored.
+
+    W is asked of the layer again for the backward pass: one in 4 bits makes it anew each time.
+    """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, linear: FrozenLinear, a: Tensor, b: Tensor, scale: float) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         low = flat @ a.t()
-        out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
+        out = nn.functional.linear(flat, linear.weight, linear.bias)
         out.addmm_(low, b.t(), alpha=scale)
-        ctx.save_for_backward(flat, weight, a, b, low)
-        ctx.scale = scale  # type: ignore[attr-defined]
+        ctx.save_for_backward(flat, a, b, low)
+        ctx.linear, ctx.scale = linear, scale  # type: ignore[attr-defined]
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None, Tensor, Tensor, None]:
-        flat, weight, a, b, low = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
+        flat, a, b, low = ctx.saved_tensors  # type: ignore[attr-defined]
         scale: float = ctx.scale  # type: ignore[attr-defined]
         grad = grads[0]
         grad_flat = grad.reshape(-1, grad.shape[-1])
         grad_low = grad_flat @ b
-        grad_x = grad_flat @ weight
+        grad_x = grad_flat @ ctx.linear.weight  # type: ignore[attr-defined]
         grad_x.addmm_(grad_low, a, alpha=scale)
         grad_a = (grad_low.t() @ flat).mul_(scale)
         grad_b = (grad_flat.t() @ low).mul_(scale)
-        return grad_x.view(*grad.shape[:-1], -1), None, None, grad_a, grad_b, None
+        return grad_x.view(*grad.shape[:-1], -1), None, grad_a, grad_b, None
 
 
-def _adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    out: Tensor = _AdaptedLinear.apply(x, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
+def _adapted_linear(x: Tensor, linear: FrozenLinear, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    out: Tensor = _AdaptedLinear.apply(x, linear, a, b, scale)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -76,7 +82,7 @@ class LoraLinear(nn.Module):
     `lora_a` is (rank, in), drawn as PEFT draws it (Kaiming uniform with a=sqrt(5)); `lora_b` is (out, rank), zero.
     """
 
-    def __init__(self, linear: nn.Linear, spec: LoraSpec) -> None:
+    def __init__(self, linear: FrozenLinear, spec: LoraSpec) -> None:
         super().__init__()
         self.linear = linear
         self.scale = spec.alpha / spec.rank
@@ -92,7 +98,7 @@ class LoraLinear(nn.Module):
         if self.dropout is not None and self.training:
             out = self.linear(x) + (self.dropout(x) @ a.t()) @ b.t() * self.scale
         else:
-            out = _adapted_linear(x, self.linear.weight, self.linear.bias, a, b, self.scale)
+            out = _adapted_linear(x, self.linear, a, b, self.scale)
         return cast(Tensor, out)
 
     @torch.no_grad()
@@ -151,8 +157,15 @@ class LoraAdapter:
     def merge(self) -> None:
         """See `Adapter`."""
         for name, layer in self.layers.items():
-            layer.linear.weight.copy_(layer.merged_weight())
-            self.model.set_submodule(name, layer.linear)
+            merged = layer.merged_weight()
+            plain = layer.linear if isinstance(layer.linear, nn.Linear) else layer.linear.plain()
+            plain.weight.copy_(merged)
+            self.model.set_submodule(name, plain)
+
+    def settle(self) -> None:
+        """See `Adapter`; on a base in 4 bits the adapter stays apart, as folding it in would unpack the weights."""
+        if not isinstance(self.spec, QloraSpec):
+            self.merge()
 
     def peft_config(self, base: str) -> dict[str, Any]:
         """Return `adapter_config.json` as PEFT reads it."""
@@ -179,7 +192,7 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> LoraAdapter:
     """
     model.requires_grad_(False)
     output = model.get_output_embeddings()
-    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    linears = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Nf4Linear)}
     linears = {name: module for name, module in linears.items() if module is not output}
     if spec.target_modules != "all-linear":
         known = {name.rsplit(".", 1)[-1] for name in linears}
