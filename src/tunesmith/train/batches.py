@@ -9,14 +9,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from tunesmith.chat.renderer import Rendered
+from tunesmith.train.mixing import Mixture
 from tunesmith.train.settings import step_count
 
 
-def rows_of_steps(rows: int, batch_size: int, epochs: float, seed: int) -> list[list[int]]:
+def rows_of_steps(
+    rows: int, batch_size: int, epochs: float, seed: int, mixture: Mixture | None = None
+) -> list[list[int]]:
     """Return the row numbers of every optimiser step, in order.
 
-    Each epoch is a fresh shuffle of all rows; the epochs follow one another without a gap, so only the last step may
-    hold fewer rows. The same arguments give the same steps, whatever happened before: that is what resuming relies on.
+    Each epoch is a fresh shuffle of all rows, or what a `mixture` of sources makes of them; the epochs follow one
+    another without a gap, so only the last step may hold fewer rows. The same arguments give the same steps, whatever
+    happened before: that is what resuming relies on.
     """
     steps = step_count(rows, batch_size, epochs)
     wanted = min(steps * batch_size, math.ceil(rows * epochs))
@@ -24,7 +28,9 @@ def rows_of_steps(rows: int, batch_size: int, epochs: float, seed: int) -> list[
     for epoch in itertools.count():
         if len(order) >= wanted:
             break
-        order += np.random.default_rng([seed, epoch]).permutation(rows).tolist()
+        order += (
+            mixture.epoch(epoch, seed) if mixture else np.random.default_rng([seed, epoch]).permutation(rows).tolist()
+        )
     return [order[start : min(start + batch_size, wanted)] for start in range(0, wanted, batch_size)]
 
 
