@@ -24,6 +24,7 @@ from tunesmith.record.observer import Observer, StepReport
 from tunesmith.specs.tune import TuneSpec
 from tunesmith.train.batches import rows_of_steps
 from tunesmith.train.checkpoints import Checkpoint, CheckpointStore, LoopState
+from tunesmith.train.mixing import Mixture
 from tunesmith.train.settings import numbers
 from tunesmith.train.sft import Row
 from tunesmith.train.stepping import Stepper
@@ -34,10 +35,11 @@ _SPEED_STEPS = 10
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rendered rows to learn from, and rows whose loss is watched."""
+    """Rendered rows to learn from, rows whose loss is watched, and how sources share an epoch (None: by their rows)."""
 
     train: Sequence[Row]
     validation: Sequence[Row]
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Loop:
         self._should_stop = should_stop
         batch_size, epochs, self._validate_every = numbers(spec)
         assert not isinstance(spec.limits.tokens_per_microbatch, str)
-        self._schedule = rows_of_steps(len(data.train), batch_size, epochs, spec.seed)
+        self._schedule = rows_of_steps(len(data.train), batch_size, epochs, spec.seed, data.mixture)
         groups = adapter.parameter_groups()
         self._optimiser = Optimiser(groups, spec.optimisation, len(self._schedule))
         passes = Passes(spec.limits.tokens_per_microbatch)
