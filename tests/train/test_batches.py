@@ -1,12 +1,9 @@
 """Steps and their parts: every row is seen as often as asked, and nothing depends on chance."""
 
-from collections import Counter
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.chat.renderer import Rendered
-from tunesmith.train.batches import microbatches, rows_of_steps
+from tunesmith.train.batches import rows_of_steps
 from tunesmith.train.settings import step_count
 
 
@@ -30,12 +27,3 @@ def test_epochs_are_shuffled_differently():
     steps = rows_of_steps(50, 50, 2, seed=3)
     assert steps[0] != steps[1]
     assert steps != rows_of_steps(50, 50, 2, seed=4)
-
-
-@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30), budget=st.integers(1, 120))
-def test_parts_hold_each_sequence_once_within_the_budget(lengths, budget):
-    sequences = [Rendered((number, *range(length - 1)), (True,) * length) for number, length in enumerate(lengths)]
-    parts = microbatches(sequences, budget)
-    assert Counter(sequence for part in parts for sequence in part) == Counter(sequences)
-    for part in parts:
-        assert len(part) == 1 or sum(len(sequence.token_ids) for sequence in part) <= budget

@@ -1,14 +1,12 @@
-"""Which rows form an optimiser step, and how a step is computed in parts."""
+"""Which rows form an optimiser step."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from tunesmith.chat.renderer import Rendered
 from tunesmith.train.mixing import Mixture
 from tunesmith.train.settings import step_count
 
@@ -32,20 +30,3 @@ def rows_of_steps(
             mixture.epoch(epoch, seed) if mixture else np.random.default_rng([seed, epoch]).permutation(rows).tolist()
         )
     return [order[start : min(start + batch_size, wanted)] for start in range(0, wanted, batch_size)]
-
-
-def microbatches(sequences: Sequence[Rendered], max_tokens: int) -> list[list[Rendered]]:
-    """Split a step's sequences into parts of at most `max_tokens` tokens (a longer sequence is a part of its own).
-
-    Sequences of like content stand together, so that a part shares long beginnings and needs little padding.
-    """
-    parts: list[list[Rendered]] = []
-    room = 0
-    for sequence in sorted(sequences, key=lambda sequence: (sequence.token_ids[:16], len(sequence.token_ids))):
-        size = len(sequence.token_ids)
-        if not parts or size > room:
-            parts.append([])
-            room = max_tokens
-        parts[-1].append(sequence)
-        room -= size
-    return parts

@@ -11,7 +11,7 @@ import torch
 
 from tunesmith.models.size import ModelSize
 from tunesmith.specs.tune import FullSpec, TuneSpec
-from tunesmith.train.batches import microbatches
+from tunesmith.train.packing import microbatches
 from tunesmith.train.settings import numbers, step_count
 from tunesmith.train.sft import Row
 

@@ -16,8 +16,8 @@ from tunesmith.learn.randomness import random_state, restore_random_state
 from tunesmith.learn.recompute import recomputable_layers, recompute_layers
 from tunesmith.learn.step import TreeModel
 from tunesmith.learn.tree import build_tree
-from tunesmith.train.batches import microbatches
 from tunesmith.train.memory import PeakMemory, is_out_of_memory
+from tunesmith.train.packing import microbatches
 
 #: Told the old way, the new way and what the failure said, each time that passes shrink.
 Replanned = Callable[[Passes, Passes, str], None]
