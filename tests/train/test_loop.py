@@ -19,6 +19,7 @@ from tunesmith.record.observer import Observer
 from tunesmith.specs.tune import TuneSpec
 from tunesmith.train.checkpoints import CheckpointStore
 from tunesmith.train.loop import Loop, Records, TrainingData
+from tunesmith.train.row_losses import RowLossLog
 from tunesmith.train.sft import encode
 
 ROWS = [
@@ -49,13 +50,14 @@ class Bench:
         self.checkpoints = CheckpointStore(folder / "checkpoints")
         self.events = EventLog(folder / "events.jsonl")
         self.metrics = MetricsLog(folder / "metrics.jsonl")
+        self.row_losses = RowLossLog(folder / "row_losses.jsonl")
 
     def loop(self, should_stop=lambda: False):
         torch.manual_seed(self.spec.seed)
         renderer = ChatRenderer(self.loaded.tokenizer)
         self.adapter = add_lora(self.loaded.model, self.spec.adapter)
         data = TrainingData(encode(ROWS[:18], renderer, 256), encode(ROWS[18:], renderer, 256))
-        records = Records(self.events, self.metrics, self.checkpoints, Observer())
+        records = Records(self.events, self.metrics, self.checkpoints, Observer(), self.row_losses)
         return Loop(TreeModel.of(self.loaded.model), self.adapter, data, self.spec, records, should_stop)
 
 

@@ -37,6 +37,7 @@ from tunesmith.runs.workshop import Base, Workshop
 from tunesmith.specs.tune import TuneSpec
 from tunesmith.train.checkpoints import CheckpointStore
 from tunesmith.train.loop import Loop, Outcome, Records, TrainingData
+from tunesmith.train.row_losses import RowLossLog
 
 _BASE_ARM = as_is("the base", "the untuned base with the rows' own prompt")
 _TUNED_ARM = as_is("the tuned model", "the tuned model with the rows' own prompt")
@@ -186,6 +187,7 @@ class _Execution:
         step = newest.state.step if newest else 0
         self._events.truncate_after(step)
         self._records.metrics.truncate_after(step)
+        self._records.row_losses.truncate_after(step)
         if newest is not None:
             loop.resume(newest)
             self._events.add("run_resumed", f"Going on after step {step}.", folder=str(self._folder.path))
@@ -194,8 +196,12 @@ class _Execution:
 @contextmanager
 def _records(folder: RunFolder, observer: Observer) -> Iterator[Records]:
     """Open the run's files."""
-    with EventLog(folder.events_file, observer.event) as events, MetricsLog(folder.metrics_file) as metrics:
-        yield Records(events, metrics, CheckpointStore(folder.checkpoints), observer)
+    with (
+        EventLog(folder.events_file, observer.event) as events,
+        MetricsLog(folder.metrics_file) as metrics,
+        RowLossLog(folder.row_losses_file) as row_losses,
+    ):
+        yield Records(events, metrics, CheckpointStore(folder.checkpoints), observer, row_losses)
 
 
 @contextmanager

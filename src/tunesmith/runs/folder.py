@@ -46,6 +46,7 @@ class RunFolder:
         self.spec_file = path / "spec.yaml"
         self.events_file = path / "events.jsonl"
         self.metrics_file = path / "metrics.jsonl"
+        self.row_losses_file = path / "row_losses.jsonl"
         self.checkpoints = path / "checkpoints"
         self.data = path / "data"
         self._status_file = path / "status.json"

@@ -25,6 +25,7 @@ from tunesmith.specs.tune import TuneSpec
 from tunesmith.train.batches import rows_of_steps
 from tunesmith.train.checkpoints import Checkpoint, CheckpointStore, LoopState
 from tunesmith.train.mixing import Mixture
+from tunesmith.train.row_losses import RowLossLog, row_means
 from tunesmith.train.settings import numbers
 from tunesmith.train.sft import Row
 from tunesmith.train.stepping import Stepper
@@ -61,6 +62,7 @@ class Records:
     metrics: MetricsLog
     checkpoints: CheckpointStore
     observer: Observer
+    row_losses: RowLossLog
 
 
 class Loop:
@@ -97,7 +99,7 @@ class Loop:
         self._optimiser = Optimiser(groups, spec.optimisation, len(self._schedule))
         passes = Passes(spec.limits.tokens_per_microbatch)
         parameters = [parameter for group in groups for parameter in group.parameters]
-        self._stepper = Stepper(model, parameters, passes, self._note_replanned)
+        self._stepper = Stepper(model, parameters, passes, self._note_replanned, spec.method)
         self._state = LoopState(passes)
         self._recent: deque[tuple[int, float]] = deque(maxlen=_SPEED_STEPS)
 
@@ -147,7 +149,8 @@ class Loop:
         """Take one optimiser step; return its loss."""
         started = time.perf_counter()
         number = self._state.step + 1
-        sequences = [sequence for row in row_numbers for sequence in self._data.train[row]]
+        rows = [self._data.train[row] for row in row_numbers]
+        sequences = [sequence for row in rows for sequence in row]
         computed = self._stepper.gradients(sequences, f"step {number}")
         _check_finite(computed.loss, f"The loss became {computed.loss} at step {number}")
         norm = self._stepper.gradient_norm()
@@ -163,6 +166,7 @@ class Loop:
             seconds=self._state.seconds + seconds,
             step_seconds=self._state.step_seconds + seconds,
         )
+        self._records.row_losses.add(number, row_numbers, row_means(rows, computed.sequence_losses))
         self._report(computed.loss, rate)
         return computed.loss
 
@@ -208,6 +212,7 @@ class Loop:
 
     def _save(self) -> None:
         self._records.metrics.sync()
+        self._records.row_losses.sync()
         optimiser = {**self._optimiser.tensors(), **random_state(self._stepper.device)}
         self._state = replace(self._state, passes=self._stepper.passes)
         self._records.checkpoints.save(

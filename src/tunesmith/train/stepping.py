@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from tunesmith.chat.renderer import Rendered
 from tunesmith.errors import RunError
+from tunesmith.learn.noise import embedding_noise
 from tunesmith.learn.passes import Passes
 from tunesmith.learn.randomness import random_state, restore_random_state
 from tunesmith.learn.recompute import recomputable_layers, recompute_layers
 from tunesmith.learn.step import TreeModel
-from tunesmith.learn.tree import build_tree
+from tunesmith.learn.tree import TokenTree, build_tree
+from tunesmith.specs.tune import LearningSpec
 from tunesmith.train.memory import PeakMemory, is_out_of_memory
 from tunesmith.train.packing import microbatches
 
@@ -27,11 +30,13 @@ Replanned = Callable[[Passes, Passes, str], None]
 class Computed:
     """What computing some sequences came to.
 
-    `loss` is the mean over the `learnt_tokens`, in nats; `tokens` counts the sequences' tokens as if nothing were
-    shared; `seconds` is the time of the attempt that worked.
+    `loss` is the mean over the `learnt_tokens`, in nats, without label smoothing; `sequence_losses` are its parts, the
+    sum over each sequence's learnt tokens, in the sequences' order. `tokens` counts the sequences' tokens as if nothing
+    were shared; `seconds` is the time of the attempt that worked.
     """
 
     loss: float
+    sequence_losses: tuple[float, ...]
     learnt_tokens: int
     tokens: int
     seconds: float
@@ -45,6 +50,7 @@ class Stepper:
         parameters: what is trained; gradients are left there.
         passes: how to begin.
         on_replanned: told when memory ran out and smaller passes are tried.
+        learning: label smoothing and noise of the passes that train; those that only measure have neither.
     """
 
     def __init__(
@@ -53,10 +59,12 @@ class Stepper:
         parameters: Sequence[torch.nn.Parameter],
         passes: Passes,
         on_replanned: Replanned,
+        learning: LearningSpec | None = None,
     ) -> None:
         self._model = model
         self._parameters = list(parameters)
         self._on_replanned = on_replanned
+        self._learning = learning or LearningSpec()
         self.device = model.projection.weight.device
         #: Layers that could be computed twice.
         self.layers = len(recomputable_layers(model.model))
@@ -135,34 +143,49 @@ class Stepper:
     def _sum_gradients(self, sequences: Sequence[Rendered]) -> Computed:
         started = time.perf_counter()
         learnt = sum(sequence.learnt_tokens for sequence in sequences)
-        losses = []
+        losses: dict[int, float] = {}
         for part in microbatches(sequences, self._passes.tokens_per_pass):
-            total, _ = self._model.loss(build_tree(part), chunk_tokens=self._passes.loss_chunk_tokens)
-            (total / learnt).backward()  # type: ignore[no-untyped-call]
-            losses.append(total.item())
-        return _computed(losses, learnt, sequences, started)
+            tree = build_tree(part)
+            with embedding_noise(self._model, tree, self._learning.embedding_noise):
+                total, singles = self._model.loss(
+                    tree,
+                    chunk_tokens=self._passes.loss_chunk_tokens,
+                    label_smoothing=self._learning.label_smoothing,
+                )
+                (total / learnt).backward()  # type: ignore[no-untyped-call]
+            losses |= _by_identity(part, tree, singles)
+        return _computed(losses, sequences, started)
 
     @torch.no_grad()
     def _sum_losses(self, sequences: Sequence[Rendered], on_progress: Callable[[int], None]) -> Computed:
         started = time.perf_counter()
-        learnt = sum(sequence.learnt_tokens for sequence in sequences)
         model = self._model.model
         was_training = model.training
         model.eval()
-        losses, done = [], 0
+        losses: dict[int, float] = {}
+        done = 0
         try:
             for part in microbatches(sequences, self._passes.tokens_per_pass):
-                losses.append(self._model.loss(build_tree(part), chunk_tokens=self._passes.loss_chunk_tokens)[0].item())
+                tree = build_tree(part)
+                _, singles = self._model.loss(tree, chunk_tokens=self._passes.loss_chunk_tokens)
+                losses |= _by_identity(part, tree, singles)
                 done += len(part)
                 on_progress(done)
         finally:
             model.train(was_training)
-        return _computed(losses, learnt, sequences, started)
+        return _computed(losses, sequences, started)
 
 
-def _computed(losses: Sequence[float], learnt: int, sequences: Sequence[Rendered], started: float) -> Computed:
+def _by_identity(part: Sequence[Rendered], tree: TokenTree, losses: Tensor) -> dict[int, float]:
+    """Return each sequence's loss by the sequence's identity: passes have an order of their own."""
+    return {id(sequence): loss for sequence, loss in zip(part, tree.by_sequence(losses).tolist(), strict=True)}
+
+
+def _computed(losses: Mapping[int, float], sequences: Sequence[Rendered], started: float) -> Computed:
+    sums = tuple(losses[id(sequence)] for sequence in sequences)
+    learnt = sum(sequence.learnt_tokens for sequence in sequences)
     tokens = sum(len(sequence.token_ids) for sequence in sequences)
-    return Computed(sum(losses) / learnt, learnt, tokens, time.perf_counter() - started)
+    return Computed(sum(sums) / learnt, sums, learnt, tokens, time.perf_counter() - started)
 
 
 def _out_of_memory(where: str, passes: Passes, peak_bytes: int, failure: str) -> RunError:
