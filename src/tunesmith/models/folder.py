@@ -13,6 +13,10 @@ from tunesmith.record.hashing import sha256_bytes, sha256_json
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+_COMPANIONS = (
+    *_TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
+    "generation_config.json", "chat_template.jinja",
+)  # fmt: skip
 _INDEX = "model.safetensors.index.json"
 _LARGEST_HEADER_BYTES = 100_000_000
 
@@ -89,6 +93,11 @@ def weight_files(folder: Path) -> list[Path]:
             code="pickled_weights",
         )
     raise _missing(folder, "model.safetensors")
+
+
+def companion_files(folder: Path) -> list[Path]:
+    """Return the files beside the weights that say how text becomes tokens and where answers end, in order."""
+    return sorted(folder / name for name in _COMPANIONS if (folder / name).is_file())
 
 
 def fingerprint(folder: Path) -> str:

@@ -23,12 +23,12 @@ class Projection:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Projection:
-        """Take a causal model's own projection."""
+        """Take a causal model's own projection; it asks for gradients where the model's does."""
         head = model.get_output_embeddings()
         config = model.config
         return cls(
-            weight=head.weight.detach(),
-            bias=None if head.bias is None else head.bias.detach(),
+            weight=head.weight,
+            bias=head.bias,
             scale=getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0),
             softcap=getattr(config, "final_logit_softcapping", None),
         )

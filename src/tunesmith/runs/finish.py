@@ -98,7 +98,7 @@ def _register(run: Finished, summary: Mapping[str, Any], home: Home) -> ModelVer
     )
 
     def fill(folder: Path) -> None:
-        run.adapter.save(folder, source.name)
+        run.adapter.save(folder, source)
 
     return register(candidate, fill, run.base.renderer.template, home)
 

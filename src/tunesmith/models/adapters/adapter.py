@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
+from tunesmith.models.resolve import BaseSource
 from tunesmith.specs.tune import AdapterSpec
+
+Rounding = Literal["master", "stochastic"]
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that learn at the same rate: `rate_factor` times the spec's learning rate."""
+    """Parameters that learn at the same rate: `rate_factor` times the spec's learning rate.
+
+    `rounding` says how those in bfloat16 take small steps: through a float32 copy (`master`), or rounded at random.
+    """
 
     parameters: Sequence[nn.Parameter]
     rate_factor: float = 1.0
+    rounding: Rounding = "master"
 
 
 class Adapter(Protocol):
@@ -40,8 +47,8 @@ class Adapter(Protocol):
             ModelError: names or shapes differ from this adapter's.
         """
 
-    def save(self, folder: Path, base: str) -> None:
-        """Write what loading the tuned model needs into `folder`; `base` is the base's name.
+    def save(self, folder: Path, base: BaseSource) -> None:
+        """Write what loading the tuned model needs into `folder`; `base` is what it was tuned from.
 
         Raises:
             StorageError: the disk is full.

@@ -5,16 +5,23 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from tunesmith.models.adapters.adapter import Adapter
+from tunesmith.models.adapters.full import train_fully
 from tunesmith.models.adapters.lora import add_lora
-from tunesmith.specs.tune import AdapterSpec, LoraSpec
+from tunesmith.models.quantised import quantise_linears
+from tunesmith.specs.tune import AdapterSpec, FullSpec, QloraSpec
 
 
 def add_adapter(model: PreTrainedModel, spec: AdapterSpec) -> Adapter:
     """Put a fresh adapter of the spec's kind on `model`, in place.
 
+    For `qlora`, linear layers that aren't quantised yet are; a base loaded for it has its layers quantised already.
+
     Raises:
         SpecError: it names a layer that the model doesn't have.
-        ModelError: the model can't take one.
+        ModelError: the model can't take one, or a package that this kind needs isn't installed.
     """
-    assert isinstance(spec, LoraSpec)
+    if isinstance(spec, FullSpec):
+        return train_fully(model, spec)
+    if isinstance(spec, QloraSpec):
+        quantise_linears(model, double_quantisation=spec.double_quantisation)
     return add_lora(model, spec)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import ModelError, SpecError
 from tunesmith.models.adapters.adapter import ParameterGroup
 from tunesmith.models.quantised import Nf4Linear
+from tunesmith.models.resolve import BaseSource
 from tunesmith.models.weights import save_tensors
 from tunesmith.record.atomic import write_json
 from tunesmith.specs.tune import LoraSpec, QloraSpec
@@ -148,10 +149,10 @@ class LoraAdapter:
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
-    def save(self, folder: Path, base: str) -> None:
+    def save(self, folder: Path, base: BaseSource) -> None:
         """See `Adapter`; the files are PEFT's."""
         save_tensors(folder / "adapter_model.safetensors", self.tensors())
-        write_json(folder / "adapter_config.json", self.peft_config(base))
+        write_json(folder / "adapter_config.json", self.peft_config(base.name))
 
     @torch.no_grad()
     def merge(self) -> None:
