@@ -4,14 +4,15 @@
 
 Weights are seeded and float32; the tokenizer is a real byte-level BPE with the family's special tokens; the chat
 template is the family's own. Each family keeps the traits that trip up training code: fused projections (phi3), biases
-(qwen2), norms of queries and keys (qwen3), sliding windows (mistral, gemma3), tied embeddings, a tokenizer that puts a
-start token before every text (llama, mistral, gemma3), special tokens that swallow the white space after them (phi3).
+(qwen2), norms of queries and keys (qwen3), sliding windows (mistral, gemma3), soft caps (gemma2), learnt positions and
+transposed weights (gpt2), experts (mixtral, qwen3_moe), tied embeddings, a tokenizer that puts a start token before
+every text (llama, mistral, gemma3), special tokens that swallow the white space after them (phi3).
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,18 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
     GenerationConfig,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from tunesmith.models.quiet import quiet_libraries
@@ -35,7 +40,7 @@ TEMPLATES = Path(__file__).parent / "chat_templates"
 
 #: Longest row that a tiny model takes.
 CONTEXT_TOKENS = 1024
-#: Reach of the sliding windows of `mistral` and `gemma3`, in tokens.
+#: Reach of the sliding windows of `mistral`, `gemma2` and `gemma3`, in tokens.
 WINDOW_TOKENS = 16
 
 _SENTENCES = (
@@ -61,6 +66,7 @@ class Family:
     plain_added: tuple[str, ...] = ()
     adds_bos: bool = False
     swallowing: tuple[str, ...] = ()
+    speaks: str | None = None  #: whose chat template it uses, if not its own
 
 
 _CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -166,10 +172,56 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+#: Those with a chat template of their own.
+SPEAKING_FAMILIES = tuple(FAMILIES)
+
+FAMILIES |= {
+    "gemma2": replace(
+        FAMILIES["gemma3"],
+        config=Gemma2Config,
+        traits={
+            "tie_word_embeddings": True,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": WINDOW_TOKENS,
+            # Low enough to bend what a tiny model says.
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+        speaks="gemma3",
+    ),
+    "gpt2": replace(
+        FAMILIES["smollm2"],
+        config=GPT2Config,
+        traits={"tie_word_embeddings": True, "n_inner": 64, "num_key_value_heads": 4},
+        speaks="smollm2",
+    ),
+    "mixtral": replace(
+        FAMILIES["mistral"],
+        config=MixtralConfig,
+        traits={"tie_word_embeddings": False, "sliding_window": None, "num_local_experts": 4, "num_experts_per_tok": 2},
+        speaks="mistral",
+    ),
+    "qwen3_moe": replace(
+        FAMILIES["qwen3"],
+        config=Qwen3MoeConfig,
+        traits={
+            "tie_word_embeddings": False,
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "mlp_only_layers": [0],
+        },
+        speaks="qwen3",
+    ),
+}
+
 
 def chat_template(family: str) -> str:
     """The family's chat template, as its models ship it."""
-    return (TEMPLATES / f"{family}.jinja").read_text(encoding="utf-8")
+    return (TEMPLATES / f"{FAMILIES[family].speaks or family}.jinja").read_text(encoding="utf-8")
 
 
 @functools.cache

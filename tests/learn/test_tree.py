@@ -8,32 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, Gemma2Config
+from transformers import AttentionInterface
 
-from tiny_models import FAMILIES, WINDOW_TOKENS, tiny_model
-from tunesmith.chat.renderer import Rendered
-from tunesmith.errors import ModelError
+from tiny_models import FAMILIES, tiny_model
+from trees import batches, shared_rows
 from tunesmith.learn import attention
 from tunesmith.learn.loss import projected_cross_entropy
 from tunesmith.learn.step import TreeModel
 from tunesmith.learn.tree import build_tree
-from tunesmith.models.adapters.lora import LoraAdapter, add_lora
 from tunesmith.models.attention import use_layout_attention
 from tunesmith.models.projection import Projection
-from tunesmith.specs.tune import LoraSpec
-
-_FAMILIES = [*FAMILIES, "gemma2"]
-
-
-@st.composite
-def batches(draw, longest: int = 14):
-    """Sequences that share beginnings at several depths, equal ones, ones that go on where another ends, short ones."""
-    token, grown = st.integers(3, 6), []
-    for _ in range(draw(st.integers(1, 7))):
-        begin = list(draw(st.sampled_from(grown))) if grown and draw(st.booleans()) else []
-        begin = begin[: draw(st.integers(0, len(begin)))] if draw(st.booleans()) else begin
-        grown.append(tuple(begin + draw(st.lists(token, min_size=0 if begin else 1, max_size=longest))))
-    return [Rendered(ids, tuple(draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids))))) for ids in grown]
 
 
 def exact_attention(module, query, key, value, mask, scaling, sliding_window=None, softcap=None, **_):
@@ -58,34 +42,36 @@ def exact_norm(module, x):
     return x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight
 
 
+def exact_router(module, x):
+    """The choice of experts of Mixtral and Qwen 3; transformers' own rounds its softmax to float32."""
+    scores, experts = torch.nn.functional.linear(x, module.weight).softmax(-1).topk(module.top_k)
+    if getattr(module, "norm_topk_prob", True):
+        scores = scores / scores.sum(-1, keepdim=True)
+    return None, scores, experts
+
+
 @cache
-def adapted(family: str, dtype: torch.dtype, rounded_to: torch.dtype) -> tuple[TreeModel, LoraAdapter]:
-    """A tiny model with an adapter that already says something."""
-    if family == "gemma2":
-        config = Gemma2Config(
-            vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=16, sliding_window=WINDOW_TOKENS, attn_logit_softcapping=2.0,
-            final_logit_softcapping=3.0, query_pre_attn_scalar=16, initializer_range=0.1,
-        )  # fmt: skip
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).eval()
-    else:
-        model = tiny_model(family)
-    torch.manual_seed(1)
-    adapter = add_lora(model, LoraSpec(rank=3, alpha=8, dropout=0.0))
-    for layer in adapter.layers.values():
-        torch.nn.init.normal_(layer.lora_b, std=0.2)
-    model.to(rounded_to).to(dtype)
+def trained(family: str, dtype: torch.dtype, rounded_to: torch.dtype) -> tuple[TreeModel, list[torch.nn.Parameter]]:
+    """A tiny model and all its weights but the vocabulary's, which are trained."""
+    model = tiny_model(family).to(rounded_to).to(dtype)
+    model.requires_grad_(True)
+    for vocabulary in (model.get_input_embeddings(), model.get_output_embeddings()):
+        vocabulary.requires_grad_(False)
     if dtype == torch.float64:
+        if family in ("mixtral", "qwen3_moe"):
+            model.set_experts_implementation("eager")  # the faster ones know no float64
         for module in model.modules():
-            if type(module).__name__.endswith("RMSNorm"):
+            kind = type(module).__name__
+            if kind.endswith("RMSNorm"):
                 module.forward = partial(exact_norm, module)
-    return TreeModel.of(model), adapter
+            if kind.endswith("TopKRouter"):
+                module.forward = partial(exact_router, module)
+    return TreeModel.of(model), [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def one_by_one(family: str, rows, dtype: torch.dtype, rounded_to: torch.dtype) -> tuple[float, list[torch.Tensor]]:
     """Loss and gradients by transformers, row by row."""
-    wrapped, adapter = adapted(family, dtype, rounded_to)
+    wrapped, weights = trained(family, dtype, rounded_to)
     model = wrapped.model
     model.zero_grad()
     model.set_attn_implementation("exact_attention" if dtype == torch.float64 else "eager")
@@ -99,21 +85,21 @@ def one_by_one(family: str, rows, dtype: torch.dtype, rounded_to: torch.dtype) -
             loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
             loss.backward()
             total += loss.item()
-    return total, gradients(adapter)
+    return total, gradients(weights)
 
 
 def as_tree(family: str, rows, dtype: torch.dtype, rounded_to: torch.dtype) -> tuple[float, list[torch.Tensor]]:
-    wrapped, adapter = adapted(family, dtype, rounded_to)
+    wrapped, weights = trained(family, dtype, rounded_to)
     wrapped.model.zero_grad()
     use_layout_attention(wrapped.model)
     loss, _ = wrapped.loss(build_tree(rows))
     if loss.requires_grad:
         loss.backward()
-    return loss.item(), gradients(adapter)
+    return loss.item(), gradients(weights)
 
 
-def gradients(adapter: LoraAdapter) -> list[torch.Tensor]:
-    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in adapter.parameter_groups()[0].parameters]
+def gradients(weights: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+    return [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights]
 
 
 def assert_alike(family: str, rows, dtype: torch.dtype, loss_error: float, gradient_error: float) -> None:
@@ -125,34 +111,25 @@ def assert_alike(family: str, rows, dtype: torch.dtype, loss_error: float, gradi
         assert float((grad - true).norm()) <= gradient_error * max(float(true.norm()), 1e-2 * largest)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(_FAMILIES), batches(longest=24))
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(sorted(FAMILIES)), batches(longest=24))
 def test_a_tree_is_its_rows_one_by_one(family, rows):
     assert_alike(family, rows, torch.float64, 1e-9, 1e-9)
 
 
-def shared_rows(seed: int = 0) -> list[Rendered]:
-    """Ten rows of one long beginning, in two groups, longer than all sliding windows."""
-    random = torch.Generator().manual_seed(seed)
-
-    def text(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(3, 300, (count,), generator=random).tolist())
-
-    system, rows = text(24), []
-    for group in (text(11), text(17)):
-        for count in (1, 5, 20, 33, 60):
-            ids = (*system, *group, *text(count))
-            rows.append(Rendered(ids, tuple(i >= len(ids) - count for i in range(len(ids)))))
-    return rows
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(FAMILIES)), batches(longest=40))
+def test_a_tree_is_its_rows_one_by_one_in_float32(family, rows):
+    assert_alike(family, rows, torch.float32, 1e-5, 1e-5)
 
 
-@pytest.mark.parametrize("family", _FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_rows_longer_than_the_sliding_windows(family):
     assert_alike(family, shared_rows(), torch.float64, 1e-9, 1e-9)
-    assert_alike(family, shared_rows(), torch.float32, 1e-5, 1e-4)
+    assert_alike(family, shared_rows(), torch.float32, 1e-5, 1e-5)
 
 
-@pytest.mark.parametrize("family", _FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_rounds_no_worse_than_rows_one_by_one(family):
     rows, half = shared_rows(), torch.bfloat16
     true_loss, true_grads = one_by_one(family, rows, torch.float64, half)
@@ -224,35 +201,9 @@ def test_the_chunked_loss_is_the_cross_entropy(targets, chunk_tokens, has_bias, 
 
 
 def test_validation_and_training_see_the_same_loss():
-    model, _ = adapted("qwen3", torch.float32, torch.float32)
+    model, _ = trained("qwen3", torch.float32, torch.float32)
     use_layout_attention(model.model)
     tree = build_tree(shared_rows())
     loss, losses = model.loss(tree)
     assert model.loss_sum(tree) == loss.item()
     assert float((losses * tree.target_weight).sum()) == pytest.approx(loss.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "why"),
-    [
-        ("mamba", {"state_size": 4, "num_hidden_layers": 1, "hidden_size": 8}, "linear_attention"),
-        ("lfm2", {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2,
-                  "intermediate_size": 16, "full_attn_idxs": [1]}, "conv"),
-        ("gptj", {"n_embd": 8, "n_layer": 1, "n_head": 2, "rotary_dim": 4}, "an attention of its own"),
-    ],
-)  # fmt: skip
-def test_architectures_that_a_tree_would_get_wrong_are_refused(kind, settings, why):
-    config = AutoConfig.for_model(kind, vocab_size=20, pad_token_id=0, bos_token_id=0, eos_token_id=0, **settings)
-    with pytest.raises(ModelError, match=why):
-        TreeModel.of(AutoModelForCausalLM.from_config(config))
-
-
-def test_attention_sinks_are_refused():
-    """They would be left out of the softmax without a word."""
-    config = AutoConfig.for_model(
-        "gpt_oss", vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1, pad_token_id=0,
-    )  # fmt: skip
-    model = TreeModel.of(AutoModelForCausalLM.from_config(config))
-    with pytest.raises(ModelError, match="attention sinks"):
-        model.loss_sum(build_tree([Rendered((1, 2, 3), (False, True, True))]))
