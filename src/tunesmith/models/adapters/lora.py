@@ -25,10 +25,11 @@ from tunesmith.models.adapters.lora_layer import LoraLinear
 from tunesmith.models.adapters.peft_form import PREFIX, read_config, tensor_names, write_config
 from tunesmith.models.adapters.targets import adapted_layers, whole_modules
 from tunesmith.models.adapters.whole import WholeModule
+from tunesmith.models.quantised import Nf4Linear
 from tunesmith.models.resolve import BaseSource
 from tunesmith.models.weights import save_tensors
 from tunesmith.record.atomic import write_json
-from tunesmith.specs.tune import LoraSpec, QloraSpec
+from tunesmith.specs.tune import LoraSpec
 
 __all__ = ["LoraAdapter", "LoraLinear", "add_lora", "load_lora"]
 
@@ -87,17 +88,23 @@ class LoraAdapter:
         """See `Adapter`."""
         for name, layer in self.layers.items():
             self.model.set_submodule(name, layer.merged())
+        self._merge_whole()
+
+    def settle(self) -> None:
+        """See `Adapter`; on a base in 4 bits the layers stay adapted, as folding them in would unpack the weights."""
+        if any(isinstance(layer.linear, Nf4Linear) for layer in self.layers.values()):
+            self._merge_whole()
+        else:
+            self.merge()
+
+    def _merge_whole(self) -> None:
+        """Put the modules that were trained whole in their places."""
         for name, module in self.whole.items():
             self.model.set_submodule(name, module.merged())
         if self.whole:
             # Tied embeddings of which one was trained are two tables now.
             first, last = self.model.get_input_embeddings(), self.model.get_output_embeddings()
             self.model.config.tie_word_embeddings = first.weight is last.weight
-
-    def settle(self) -> None:
-        """See `Adapter`; on a base in 4 bits the adapter stays apart, as folding it in would unpack the weights."""
-        if not isinstance(self.spec, QloraSpec):
-            self.merge()
 
     def peft_config(self, base: str) -> dict[str, Any]:
         """Return `adapter_config.json` as PEFT reads it."""
