@@ -11,7 +11,7 @@ from typing import Any
 from tunesmith.data.chat_rows import RowCheck, read_messages
 from tunesmith.data.examples import Conversation, Message, Place
 from tunesmith.data.problems import refusal
-from tunesmith.data.writers import write_chat_jsonl
+from tunesmith.data.writers import write_jsonl
 from tunesmith.errors import RequestError, SpecError
 from tunesmith.evaluate.arms import Arm
 from tunesmith.evaluate.comparison import ArmResult
@@ -56,7 +56,7 @@ class CheckResult:
 
     report: dict[str, Any]
     preview: TokenPreview | None
-    prepared: PreparedData
+    prepared: PreparedData[Any]
 
 
 class Model:
@@ -198,7 +198,7 @@ def write_clean(data: DataSpec, output: Path) -> int:
         StorageError: the output can't be written.
     """
     prepared = prepare(data.model_copy(update={"on_problem": "drop"}))
-    return write_chat_jsonl(output, sorted(prepared.rows, key=lambda row: row.place.line if row.place else 0))
+    return write_jsonl(output, sorted(prepared.rows, key=lambda row: row.place.line if row.place else 0))
 
 
 def plan(spec: TuneSpec, *, home: Home | None = None) -> Plan:

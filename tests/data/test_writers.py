@@ -10,7 +10,7 @@ from tunesmith.data.convert import Converter
 from tunesmith.data.examples import Conversation, Message, ToolCall
 from tunesmith.data.readers import read_rows
 from tunesmith.data.recognise import recognise
-from tunesmith.data.writers import write_chat_jsonl
+from tunesmith.data.writers import write_jsonl
 from tunesmith.errors import StorageError
 
 WORDS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(
@@ -52,7 +52,7 @@ def read_back(path):
 @given(st.lists(CONVERSATIONS, min_size=1, max_size=4))
 def test_reading_what_was_written_gives_equal_conversations(tmp_path_factory, conversations):
     path = tmp_path_factory.mktemp("written") / "train.jsonl"
-    assert write_chat_jsonl(path, conversations) == len(conversations)
+    assert write_jsonl(path, conversations) == len(conversations)
     assert read_back(path) == conversations
     assert [entry.name for entry in path.parent.iterdir()] == ["train.jsonl"]
 
@@ -63,6 +63,6 @@ def test_a_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(StorageError) as caught:
-        write_chat_jsonl(tmp_path / "train.jsonl", rows())
+        write_jsonl(tmp_path / "train.jsonl", rows())
     assert caught.value.code == "disk_full"
     assert list(tmp_path.iterdir()) == []

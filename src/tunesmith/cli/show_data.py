@@ -22,13 +22,17 @@ _FORMS = {
     "alpaca": "Alpaca instructions",
     "sharegpt": "ShareGPT conversations",
     "columns": "columns",
+    "documents": "documents",
 }
 
 
 def show_recognition(screen: Screen, report: Mapping[str, Any]) -> None:
     """Say which form the rows have, and why."""
-    form = _FORMS.get(report["format"], report["format"])
-    screen.say(Text.assemble("Recognised as ", (form, "name"), (f": {report['reason']}.", "faint")))
+    sources = report["sources"]
+    for source in sources:
+        name = f"{source['path']}: recognised as " if len(sources) > 1 else "Recognised as "
+        form = _FORMS.get(source["format"], source["format"])
+        screen.say(Text.assemble(printable(name), (form, "name"), (f": {source['reason']}.", "faint")))
 
 
 def show_counts(screen: Screen, report: Mapping[str, Any]) -> None:
@@ -37,7 +41,9 @@ def show_counts(screen: Screen, report: Mapping[str, Any]) -> None:
     table.add_column(justify="right", style="name")
     table.add_column()
     table.add_column(style="faint")
-    table.add_row(f"{report['rows']:,}", "rows", "read from the file")
+    unit = "documents" if report["format"] == "documents" else "rows"
+    files = len(report["sources"])
+    table.add_row(f"{report['rows']:,}", unit, "read from the file" if files == 1 else f"read from {files:,} files")
     table.add_row(f"{report['train']:,}", "to learn from", "")
     table.add_row(f"{report['validation']:,}", "for validation", "watched during training, never learnt")
     table.add_row(f"{report['test']:,}", "for the test", "locked away until the end")
@@ -47,12 +53,28 @@ def show_counts(screen: Screen, report: Mapping[str, Any]) -> None:
     if report.get("left_out"):
         table.add_row(f"{report['left_out']:,}", "left out", "beyond the most rows to learn from")
     screen.say(table)
+    if files > 1:
+        _show_sources(screen, report["sources"])
+
+
+def _show_sources(screen: Screen, sources: Sequence[Mapping[str, Any]]) -> None:
+    """Draw what came of each file's rows."""
+    columns = ("weight", "rows", "train", "validation", "test", "dropped")
+    table = Table(box=None, padding=(0, 2), header_style="faint")
+    table.add_column("file")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for source in sources:
+        table.add_row(Text(printable(source["path"])), *(f"{source[name]:,g}" for name in columns))
+    screen.say("", table)
 
 
 def show_findings(screen: Screen, report: Mapping[str, Any]) -> None:
     """List what may spoil a training; say so when there is nothing."""
+    is_several = len(report["sources"]) > 1 or report["format"] == "documents"
     for row in report.get("dropped_rows", ())[:_DROPPED_SHOWN]:
-        screen.say(Text(f"  dropped  {_place(row)}: {printable(row['reason'])}", style="faint"))
+        place = _place(row, is_several=is_several)
+        screen.say(Text(f"  dropped  {place}: {printable(row['reason'])}", style="faint"))
     more = report["dropped"] - min(_DROPPED_SHOWN, len(report.get("dropped_rows", ())))
     if more > 0 and report.get("dropped_rows"):
         screen.say(Text(f"           ... and {more:,} more", style="faint"))
@@ -62,22 +84,21 @@ def show_findings(screen: Screen, report: Mapping[str, Any]) -> None:
         screen.say(Text.assemble(("! ", "warn"), printable(finding["message"])))
         places = finding.get("places", ())
         if places:
-            listed = ", ".join(_place(place) for place in places[:3])
+            listed = ", ".join(_place(place, is_several=is_several) for place in places[:3])
             screen.say(Text(f"  {listed}{' and others' if finding['count'] > 3 else ''}", style="faint"))
 
 
 def show_content(screen: Screen, report: Mapping[str, Any]) -> None:
-    """Draw how long the rows are and which answers are frequent."""
-    words, answers = report["words"], report["answers"]
+    """Draw how long the rows are and, of conversations, which answers are frequent."""
+    words, answers = report["words"], report.get("answers")
     table = Table(box=None, padding=(0, 2), header_style="faint")
     table.add_column("words")
     for name in ("least", "median", "95 %", "most"):
         table.add_column(name, justify="right")
-    for name in ("prompt", "answer"):
-        values = words[name]
+    for name, values in words.items():
         table.add_row(name, *(f"{values[key]:,.0f}" for key in ("least", "median", "p95", "most")))
     screen.say("", table)
-    if answers["distinct"] > 1 and answers["top"] and answers["top"][0]["rows"] > 1:
+    if answers and answers["distinct"] > 1 and answers["top"] and answers["top"][0]["rows"] > 1:
         frequent = [f"{item['text']!r} ({item['share']:.0%})" for item in answers["top"][:3] if item["rows"] > 1]
         listed = ", ".join(text if len(text) <= 60 else f"{text[:56]}...'" for text in frequent)
         screen.say(
@@ -133,6 +154,7 @@ def _bracketed(tokens: Sequence[tuple[str, bool]]) -> RenderableType:
     return text
 
 
-def _place(value: Mapping[str, Any]) -> str:
+def _place(value: Mapping[str, Any], *, is_several: bool) -> str:
+    """Return where a row stands, with the file's name where there are several."""
     unit = "line" if "line" in value else "row"
-    return f"{unit} {value[unit]:,}"
+    return f"{printable(value['file'])}, {unit} {value[unit]:,}" if is_several else f"{unit} {value[unit]:,}"

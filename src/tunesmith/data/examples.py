@@ -1,4 +1,4 @@
-"""What there is to learn from: one row of any data set, in one shape."""
+"""What there is to learn from: one row of any data set, as a conversation or as a document."""
 
 from __future__ import annotations
 
@@ -83,3 +83,21 @@ class Conversation:
         """The words of the last assistant turn: what a good answer looks like."""
         reply = next(message for message in reversed(self.messages) if message.role == "assistant")
         return reply.content or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Plain text, all of which is learnt.
+
+    `continues` says that more of the same text follows elsewhere, so that its end isn't the text's end. `source` is the
+    place of its file among those of the spec, from 0.
+    """
+
+    text: str
+    continues: bool = False
+    place: Place | None = field(default=None, compare=False)
+    source: int = field(default=0, compare=False)
+
+
+#: One row of any data set.
+Example = Conversation | Document

@@ -49,7 +49,7 @@ def read_rows(path: str | Path) -> Iterator[Row | RowProblem]:
 def _suffix(file: Path, name: str) -> str:
     if file.is_dir():
         raise DataError(
-            "This is a folder; rows are read from one file.",
+            "This is a folder; rows are read from one file, and only documents from folders.",
             where=name,
             fix="Name a file in it.",
             code="unsupported_file",
@@ -72,7 +72,7 @@ def _suffix(file: Path, name: str) -> str:
 
 def _rows(file: Path, name: str, suffix: str) -> Iterator[Row | RowProblem]:
     any_rows = False
-    with _read_errors(name), _opened(file) as stream:
+    with read_errors(name), open_file(file) as stream:
         if suffix == ".parquet":
             found = parquet_rows(_whole(stream, name) if file.suffix.lower() == ".gz" else file, name)
         elif suffix in (".csv", ".tsv"):
@@ -93,14 +93,20 @@ def _rows(file: Path, name: str, suffix: str) -> Iterator[Row | RowProblem]:
         )
 
 
-def _opened(file: Path) -> BinaryIO:
+def open_file(file: Path) -> BinaryIO:
+    """Open a file for reading, unpacked if its name ends in .gz."""
     stream = file.open("rb")
     # GzipFile reads like any binary file, but its type doesn't say so.
     return cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if file.suffix.lower() == ".gz" else stream
 
 
 @contextmanager
-def _read_errors(name: str) -> Iterator[None]:
+def read_errors(name: str) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into errors that name it.
+
+    Raises:
+        DataError: a broken archive (`broken_gzip`), or a file that can't be read (`unreadable_file`).
+    """
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -125,7 +131,7 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
         if number == 1:
-            line = _without_mark(line, name)
+            line = without_mark(line, name)
         if len(line) <= MAX_LINE_BYTES:
             yield number, line
             continue
@@ -134,7 +140,12 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
         yield number, None
 
 
-def _without_mark(start: bytes, name: str) -> bytes:
+def without_mark(start: bytes, name: str) -> bytes:
+    """Return a file's first bytes without their byte-order mark.
+
+    Raises:
+        DataError: it is UTF-16 (`invalid_encoding`).
+    """
     if start.startswith(_UTF16_MARKS):
         raise DataError(
             "This file is UTF-16 (byte 1 is its byte-order mark); rows are read as UTF-8.",
@@ -193,7 +204,7 @@ def _whole(stream: BinaryIO, name: str) -> bytes:
 
 
 def _json_rows(stream: BinaryIO, name: str) -> Iterator[Row | RowProblem]:
-    raw = _without_mark(_whole(stream, name), name)
+    raw = without_mark(_whole(stream, name), name)
     if not raw.strip():
         return
     if _is_jsonl(raw):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 
-Format = Literal["chat", "prompt_completion", "alpaca", "sharegpt", "columns"]
+Format = Literal["chat", "prompt_completion", "alpaca", "sharegpt", "columns", "documents"]
 
 #: How many rows are looked at.
 SAMPLE_ROWS = 100
@@ -22,7 +22,10 @@ _WHAT = {
     "sharegpt": "`conversations`, a list of {from, value} turns",
     "prompt_completion": "`prompt` and `completion`",
     "alpaca": "`instruction` and `output`",
+    "documents": "a `text` and nothing beside it that could be an answer",
 }
+#: The column that holds a document.
+TEXT_COLUMN = "text"
 _USED = {
     "chat": {"messages", "tools", "functions", "parallel_tool_calls"},
     "sharegpt": {*CONVERSATION_KEYS, "system", "tools"},
@@ -38,14 +41,20 @@ _OUTPUTS = (
     "answer", "output", "completion", "response", "label", "category", "intent", "target", "reply", "sql", "summary",
     "slots", "chosen", "result", "class", "final_decision", "assistant", "translation", "sentiment",
 )  # fmt: skip
+#: Columns that say something about a document.
+_ABOUT_TEXTS = {
+    "id", "_id", "uuid", "url", "uri", "link", "source", "origin", "dataset", "subset", "title", "name", "author",
+    "date", "timestamp", "time", "created", "added", "lang", "language", "license", "licence", "path", "file",
+    "file_path", "dump", "meta", "metadata", "section", "chapter", "page",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Recognition:
     """The form of a file's rows.
 
-    `reason` says in words why; `columns` are those of the first rows in order of appearance; `mapping` (for
-    `columns`) names the columns of the input, the output and perhaps the system prompt.
+    `reason` says in words why; `columns` are those of the first rows in order of appearance; `mapping` names, for
+    `columns`, the columns of the input, the output and perhaps the system prompt, for `documents` that of the `text`.
     """
 
     format: Format
@@ -56,7 +65,7 @@ class Recognition:
     @property
     def unused_columns(self) -> tuple[str, ...]:
         """The columns that nothing is learnt from."""
-        used = set(self.mapping.values()) if self.format == "columns" else _USED[self.format]
+        used = set(self.mapping.values()) if self.mapping else _USED[self.format]
         return tuple(column for column in self.columns if column not in used)
 
 
@@ -74,6 +83,8 @@ def recognise(
     """
     sample = rows[:SAMPLE_ROWS]
     columns = tuple(dict.fromkeys(column for row in sample for column in row.values))
+    if format == "documents" or (mapping and "text" in mapping):
+        return _documents(columns, dict(mapping or {}), file)
     if mapping or format == "columns":
         return _mapped(columns, dict(mapping or {}), file, format)
     if format in _WHAT:
@@ -83,7 +94,8 @@ def recognise(
     best = max(dict.fromkeys(fits), key=fits.count, default=None)
     if best is None or fits.count(best) * 2 <= len(sample):
         raise _unrecognised(columns, sample, file)
-    return Recognition(best, f"{_share(fits.count(best), len(sample))} {_WHAT[best]}", columns)
+    mapped = {"text": TEXT_COLUMN} if best == "documents" else {}
+    return Recognition(best, f"{_share(fits.count(best), len(sample))} {_WHAT[best]}", columns, mapped)
 
 
 def forms_of(values: Mapping[str, Any]) -> tuple[Format, ...]:
@@ -98,7 +110,15 @@ def forms_of(values: Mapping[str, Any]) -> tuple[Format, ...]:
         forms.append("prompt_completion")
     if "instruction" in values and "output" in values:
         forms.append("alpaca")
+    if not forms and _is_document(values):
+        forms.append("documents")
     return tuple(forms)
+
+
+def _is_document(values: Mapping[str, Any]) -> bool:
+    """Whether a row is a text with nothing beside it that could be an answer to it."""
+    beside = (name.lower() for name, value in values.items() if name != TEXT_COLUMN and isinstance(value, str))
+    return isinstance(values.get(TEXT_COLUMN), str) and all(name in _ABOUT_TEXTS for name in beside)
 
 
 def _is_sharegpt(key: str, turns: Any) -> bool:
@@ -145,6 +165,26 @@ def _mapped(columns: tuple[str, ...], mapping: dict[str, str], file: str, format
             )
     reason = f"the mapping says that `{mapping['input']}` is the input and `{mapping['output']}` the output"
     return Recognition("columns", reason, columns, mapping)
+
+
+def _documents(columns: tuple[str, ...], mapping: dict[str, str], file: str) -> Recognition:
+    """Return the form of rows that the user calls documents.
+
+    Raises:
+        DataError: there is no such column, or the mapping says more than which is the text (`bad_mapping`).
+    """
+    column = mapping.get("text", TEXT_COLUMN)
+    if set(mapping) - {"text"} or column not in columns:
+        near = difflib.get_close_matches(column, columns, n=1)
+        raise DataError(
+            f"Documents have one column, the text; the columns are {_listed(columns)}.",
+            where=file,
+            fix=f"Say which it is: --map text={near[0] if near else 'COLUMN'}.",
+            code="bad_mapping",
+            param="data.mapping.text",
+        )
+    reason = f"the mapping says that `{column}` is the text" if mapping else f"the spec says so; `{column}` is the text"
+    return Recognition("documents", reason, columns, {"text": column})
 
 
 def _unrecognised(columns: tuple[str, ...], sample: Sequence[Row], file: str) -> DataError:

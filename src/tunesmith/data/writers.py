@@ -1,4 +1,4 @@
-"""Write conversations as OpenAI's chat JSONL, which reads back as the same conversations."""
+"""Write rows as JSONL, conversations as OpenAI has them, which reads back as the same rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.examples import Conversation, Message
+from tunesmith.data.examples import Conversation, Document, Example, Message
 from tunesmith.errors import storage_errors
 
 
@@ -18,6 +18,11 @@ def chat_row(conversation: Conversation) -> dict[str, Any]:
     if conversation.tools:
         row["tools"] = [dict(tool) for tool in conversation.tools]
     return row
+
+
+def document_row(document: Document) -> dict[str, Any]:
+    """Return the document as a row: its `text` and, where more of it follows elsewhere, `continues`."""
+    return {"text": document.text, **({"continues": True} if document.continues else {})}
 
 
 def chat_message(message: Message) -> dict[str, Any]:
@@ -39,7 +44,7 @@ def chat_message(message: Message) -> dict[str, Any]:
     return row
 
 
-def write_chat_jsonl(path: Path, conversations: Iterable[Conversation]) -> int:
+def write_jsonl(path: Path, rows: Iterable[Example]) -> int:
     """Write one row a line to `path`, UTF-8, and return the number of rows.
 
     The file appears whole or not at all: it is written beside its name, flushed to the disk, then renamed.
@@ -47,17 +52,18 @@ def write_chat_jsonl(path: Path, conversations: Iterable[Conversation]) -> int:
     Raises:
         StorageError: the disk is full or the folder can't be written.
     """
-    rows = 0
+    written = 0
     unfinished = path.with_name(f".{path.name}.unfinished")
     with storage_errors(path):
         try:
             with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-                for conversation in conversations:
-                    file.write(json.dumps(chat_row(conversation), ensure_ascii=False) + "\n")
-                    rows += 1
+                for row in rows:
+                    values = document_row(row) if isinstance(row, Document) else chat_row(row)
+                    file.write(json.dumps(values, ensure_ascii=False) + "\n")
+                    written += 1
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
-    return rows
+    return written

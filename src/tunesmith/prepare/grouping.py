@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunesmith.data.examples import Conversation
+from tunesmith.data.examples import Example
 from tunesmith.prepare.findings import Finding
 from tunesmith.prepare.fingerprint import prompt_hash, prompt_words, user_words
 from tunesmith.prepare.likeness import groups_of_near_identical, without_boilerplate
@@ -32,7 +32,7 @@ class Grouping:
     findings: tuple[Finding, ...]
 
 
-def group_rows(rows: Sequence[Conversation], similarity: float) -> Grouping:
+def group_rows(rows: Sequence[Example], similarity: float) -> Grouping:
     """Group rows whose users say the same, or nearly: words whose shingles' Jaccard is `similarity` or more.
 
     Groups that hold a large part of the rows are looked at again: by all words of the prompt, without those that most
@@ -68,7 +68,7 @@ def _largest_kept_whole(sizes: Sequence[int], rows: int) -> int:
 
 
 def _told_apart(
-    rows: Sequence[Conversation], group: list[int], similarity: float, findings: list[Finding]
+    rows: Sequence[Example], group: list[int], similarity: float, findings: list[Finding]
 ) -> list[list[int]]:
     """Split a large group by what differs between its rows."""
     texts = without_boilerplate([prompt_words(rows[index]) for index in group])
@@ -81,7 +81,7 @@ def _told_apart(
 
 
 def _by_prompt(
-    rows: Sequence[Conversation], group: list[int], overwhelming: float, findings: list[Finding]
+    rows: Sequence[Example], group: list[int], overwhelming: float, findings: list[Finding]
 ) -> list[list[int]]:
     """Split a group that holds most of the rows into equal prompts, or into single rows if there is but one prompt."""
     by_prompt: defaultdict[str, list[int]] = defaultdict(list)
@@ -100,6 +100,6 @@ def _by_prompt(
     return [[index] for index in group]
 
 
-def _finding(code: str, message: str, rows: Sequence[Conversation], group: list[int]) -> Finding:
+def _finding(code: str, message: str, rows: Sequence[Example], group: list[int]) -> Finding:
     places = tuple(place for index in group[:_PLACES_LISTED] if (place := rows[index].place) is not None)
     return Finding(code, message, len(group), places)

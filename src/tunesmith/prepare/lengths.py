@@ -33,11 +33,11 @@ class _Verdict:
 
 
 def limit_lengths(
-    prepared: PreparedData,
+    prepared: PreparedData[Conversation],
     measure: Callable[[Conversation], RowLength],
     max_tokens: int,
     policy: LengthPolicy,
-) -> PreparedData:
+) -> PreparedData[Conversation]:
     """Return the data without the rows that are longer than `max_tokens`, or with them to be cut there.
 
     Args:

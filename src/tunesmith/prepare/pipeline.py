@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunesmith.data.convert import Converter
+from tunesmith.data.documents import holds_texts, read_documents
 from tunesmith.data.examples import Conversation, Place
 from tunesmith.data.problems import RowProblem, refusal
 from tunesmith.data.readers import read_rows
 from tunesmith.data.recognise import Recognition, recognise
 from tunesmith.data.rows import Row
+from tunesmith.errors import DataError
 from tunesmith.prepare.findings import Dropped
 from tunesmith.prepare.fingerprint import row_hash
 from tunesmith.prepare.inspection import inspect_rows, unlearnt_findings
-from tunesmith.prepare.prepared import UNREADABLE, PreparedData, Source, refuse_too_few
+from tunesmith.prepare.prepared import UNREADABLE, E, PreparedData, Source, refuse_too_few
 from tunesmith.prepare.split import split_rows
 from tunesmith.specs.data import DataSpec, SourceSpec
 
@@ -33,7 +35,7 @@ class _Loaded:
     ignored: Counter[str]
 
 
-def prepare(spec: DataSpec) -> PreparedData:
+def prepare(spec: DataSpec) -> PreparedData[Conversation]:
     """Read, recognise, check, deduplicate and split the rows of a spec's files (those for validation and test too).
 
     Doubled and near-identical rows are looked for across all files.
@@ -44,19 +46,19 @@ def prepare(spec: DataSpec) -> PreparedData:
             are usable (`too_few_examples`).
     """
     sources = [_load(file, number) for number, file in enumerate(spec.files)]
-    validation = _load(_beside(spec, spec.validation_path)) if spec.validation_path is not None else None
-    test = _load(_beside(spec, spec.test_path)) if spec.test_path is not None else None
+    validation = _load(beside(spec, spec.validation_path)) if spec.validation_path is not None else None
+    test = _load(beside(spec, spec.test_path)) if spec.test_path is not None else None
     files = [*sources, *(loaded for loaded in (validation, test) if loaded is not None)]
     problems = [problem for loaded in files for problem in loaded.problems]
     if problems and spec.on_problem == "error":
         raise refusal(problems)
-    rows, duplicates = _without_duplicates([row for loaded in sources for row in loaded.rows])
+    rows, duplicates = without_duplicates([row for loaded in sources for row in loaded.rows])
     aside = {}
     for side, loaded in (("validation", validation), ("test", test)):
         if loaded is not None:
-            aside[side], more = _without_duplicates(loaded.rows)
+            aside[side], more = without_duplicates(loaded.rows)
             duplicates += more
-    dropped = [*_dropped(problems), *duplicates]
+    dropped = [*dropped_problems(problems), *duplicates]
     refuse_too_few(len(rows), dropped, spec.where)
     split = split_rows(rows, spec, **aside)
     dropped += split.dropped
@@ -75,19 +77,36 @@ def prepare(spec: DataSpec) -> PreparedData:
     )
 
 
-def _beside(spec: DataSpec, path: str) -> SourceSpec:
+def beside(spec: DataSpec, path: str) -> SourceSpec:
     """Return how a file of validation or test rows is read: as the first one to learn from."""
     return spec.files[0].model_copy(update={"path": path})
 
 
+def documents_refused(where: str, recognition: Recognition) -> DataError:
+    """Return the error for documents where rows with answers are wanted."""
+    columns = " ".join(f"`{column}`" for column in recognition.columns)
+    rows = f" If its rows have answers ({columns}): --map input=COLUMN --map output=COLUMN." if columns else ""
+    return DataError(
+        f"This holds documents ({recognition.reason}), and supervised fine-tuning learns answers.",
+        where=where,
+        fix=f"To learn the texts themselves, add --method pretrain.{rows}",
+        code="documents_need_pretrain",
+        param="method.kind",
+    )
+
+
 def _load(file: SourceSpec, number: int = 0) -> _Loaded:
     """Read one file; `number` is its place among the sources."""
+    if holds_texts(file.path):
+        raise documents_refused(file.path, read_documents(file).recognition)
     found = list(read_rows(file.path))
     good = [row for row in found if isinstance(row, Row)]
     problems = [row for row in found if isinstance(row, RowProblem)]
     if not good:
         return _Loaded(file, UNREADABLE, (), len(found), tuple(problems), Counter())
     recognition = recognise(good, file=file.path, format=file.format or "auto", mapping=file.mapping)
+    if recognition.format == "documents":
+        raise documents_refused(file.path, recognition)
     converter = Converter(recognition, system=file.system)
     rows: list[Conversation] = []
     for row in good:
@@ -100,7 +119,7 @@ def _load(file: SourceSpec, number: int = 0) -> _Loaded:
     return _Loaded(file, recognition, tuple(rows), len(found), tuple(problems), converter.ignored)
 
 
-def _dropped(problems: Sequence[RowProblem]) -> list[Dropped]:
+def dropped_problems(problems: Sequence[RowProblem]) -> list[Dropped]:
     """Return one entry for each broken row, with all its reasons."""
     by_place: dict[Place, list[RowProblem]] = {}
     for problem in problems:
@@ -111,8 +130,9 @@ def _dropped(problems: Sequence[RowProblem]) -> list[Dropped]:
     ]
 
 
-def _without_duplicates(rows: Sequence[Conversation]) -> tuple[tuple[Conversation, ...], tuple[Dropped, ...]]:
-    first: dict[str, Conversation] = {}
+def without_duplicates(rows: Sequence[E]) -> tuple[tuple[E, ...], tuple[Dropped, ...]]:
+    """Return the rows, each once, and those that are exactly the same as an earlier one."""
+    first: dict[str, E] = {}
     duplicates = []
     for row in rows:
         earlier = first.setdefault(row_hash(row), row)

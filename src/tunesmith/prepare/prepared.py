@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from tunesmith.data.examples import Conversation
+from tunesmith.data.examples import Example
 from tunesmith.data.recognise import Recognition
 from tunesmith.errors import DataError
 from tunesmith.prepare.findings import Dropped, Finding
@@ -18,6 +18,8 @@ from tunesmith.specs.data import SourceSpec
 MIN_ROWS = 10
 
 
+#: One kind of row.
+E = TypeVar("E", bound=Example)
 #: The form of a file none of whose rows can be read.
 UNREADABLE = Recognition("chat", "no row can be read", ())
 
@@ -32,7 +34,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedData:
+class PreparedData(Generic[E]):
     """What training, validation and the final test work on.
 
     `rows_read` counts the rows of all files: each is in `train`, `validation`, `test` or `dropped` (duplicates have the
@@ -40,9 +42,9 @@ class PreparedData:
     """
 
     sources: tuple[Source, ...]
-    train: tuple[Conversation, ...]
-    validation: tuple[Conversation, ...]
-    test: tuple[Conversation, ...]
+    train: tuple[E, ...]
+    validation: tuple[E, ...]
+    test: tuple[E, ...]
     rows_read: int
     dropped: tuple[Dropped, ...] = ()
     left_out: int = 0
@@ -54,7 +56,7 @@ class PreparedData:
         return self.sources[0].recognition
 
     @property
-    def rows(self) -> tuple[Conversation, ...]:
+    def rows(self) -> tuple[E, ...]:
         """All rows in use: train, validation, test."""
         return self.train + self.validation + self.test
 

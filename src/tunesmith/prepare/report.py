@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.data.examples import Conversation, Place
+from tunesmith.data.examples import Conversation, Document, Place
 from tunesmith.prepare.fingerprint import answer_text
 from tunesmith.prepare.prepared import PreparedData
 
@@ -15,25 +15,20 @@ _TOP_ANSWERS = 10
 _DROPPED_LISTED = 100
 
 
-def data_report(prepared: PreparedData) -> dict[str, Any]:
+def data_report(prepared: PreparedData[Any]) -> dict[str, Any]:
     """Return the report on a data set, JSON-able.
 
     The summary's keys (`PreparedData.summary`), and: `columns`, `unused_columns`; `turns` (rows by number of messages,
     messages by role, rows with tools); `words` (`prompt` and `answer`: least, median, 95th percentile, most);
     `answers` (`distinct`, and the most frequent as `top`: text, rows, share); `findings` with their places;
-    `dropped_rows` (the first 100: place, code, reason).
+    `dropped_rows` (the first 100: place, code, reason). Of documents, instead of turns and answers: `words`
+    (`document`), and `characters` by side.
     """
-    rows = prepared.rows
     return {
         **prepared.summary(),
         "columns": list(prepared.recognition.columns),
         "unused_columns": list(prepared.recognition.unused_columns),
-        "turns": _turns(rows),
-        "words": {
-            "prompt": _spread([_prompt_words(row) for row in rows]),
-            "answer": _spread([len(answer_text(row).split()) for row in rows]),
-        },
-        "answers": _answers(rows),
+        **(_texts(prepared) if prepared.recognition.format == "documents" else _conversations(prepared.rows)),
         "findings": [
             {
                 "code": finding.code,
@@ -46,6 +41,25 @@ def data_report(prepared: PreparedData) -> dict[str, Any]:
         "dropped_rows": [
             {**_place(row.place), "code": row.code, "reason": row.reason} for row in prepared.dropped[:_DROPPED_LISTED]
         ],
+    }
+
+
+def _conversations(rows: Sequence[Conversation]) -> dict[str, Any]:
+    return {
+        "turns": _turns(rows),
+        "words": {
+            "prompt": _spread([_prompt_words(row) for row in rows]),
+            "answer": _spread([len(answer_text(row).split()) for row in rows]),
+        },
+        "answers": _answers(rows),
+    }
+
+
+def _texts(prepared: PreparedData[Any]) -> dict[str, Any]:
+    sides: dict[str, Sequence[Document]] = {side: getattr(prepared, side) for side in ("train", "validation", "test")}
+    return {
+        "words": {"document": _spread([len(row.text.split()) for row in prepared.rows])},
+        "characters": {side: sum(len(row.text) for row in rows) for side, rows in sides.items()},
     }
 
 

@@ -4,43 +4,50 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.chat_rows import RowCheck, read_chat
-from tunesmith.data.examples import Conversation
+from tunesmith.data.examples import Document, Example
 from tunesmith.data.problems import RowProblem
 from tunesmith.data.readers import read_rows
-from tunesmith.data.writers import write_chat_jsonl
+from tunesmith.data.rows import Row
+from tunesmith.data.writers import write_jsonl
 from tunesmith.errors import RunError
 from tunesmith.prepare.prepared import PreparedData
 from tunesmith.prepare.report import data_report
 from tunesmith.record.atomic import write_json
 
+_SOURCES = "sources.json"
 _SIDES = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class PinnedData:
-    """The rows of a run and the report on where they came from (see `prepare.report.data_report`)."""
+    """The rows of a run and the report on where they came from (see `prepare.report.data_report`).
 
-    train: tuple[Conversation, ...]
-    validation: tuple[Conversation, ...]
-    test: tuple[Conversation, ...]
+    The rows are all conversations or all documents.
+    """
+
+    train: tuple[Any, ...]
+    validation: tuple[Any, ...]
+    test: tuple[Any, ...]
     report: dict[str, Any]
 
 
-def pin(prepared: PreparedData, folder: Path) -> PinnedData:
+def pin(prepared: PreparedData[Any], folder: Path) -> PinnedData:
     """Write the split rows and their report into `folder`.
 
     Raises:
         StorageError: the disk is full.
     """
     folder.mkdir(exist_ok=True)
-    sides: dict[str, Sequence[Conversation]] = {side: getattr(prepared, side) for side in _SIDES}
+    sides: dict[str, Sequence[Example]] = {side: getattr(prepared, side) for side in _SIDES}
     for side, rows in sides.items():
-        write_chat_jsonl(folder / f"{side}.jsonl", rows)
+        write_jsonl(folder / f"{side}.jsonl", rows)
+    # A file of its own: rows are written as they are read everywhere, and their form has no word for it.
+    write_json(folder / _SOURCES, {side: [row.source for row in rows] for side, rows in sides.items()})
     report = data_report(prepared)
     write_json(folder / "report.json", report)
     return PinnedData(prepared.train, prepared.validation, prepared.test, report)
@@ -54,8 +61,9 @@ def load_pinned(folder: Path) -> PinnedData:
     """
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        sides = {side: _rows(folder / f"{side}.jsonl") for side in _SIDES}
-    except (OSError, ValueError) as error:
+        sources = json.loads((folder / _SOURCES).read_text(encoding="utf-8"))
+        sides = {side: _rows(folder / f"{side}.jsonl", sources[side]) for side in _SIDES}
+    except (OSError, ValueError, KeyError) as error:
         raise RunError(
             f"The run's copy of its data can't be read: {error}.",
             where=str(folder),
@@ -65,21 +73,24 @@ def load_pinned(folder: Path) -> PinnedData:
     return PinnedData(**sides, report=report)
 
 
-def _rows(path: Path) -> tuple[Conversation, ...]:
-    """Read one side.
+def _rows(path: Path, sources: Sequence[int]) -> tuple[Example, ...]:
+    """Read one side; `sources` are the numbers of its rows' sources.
 
     Raises:
         ValueError: a row isn't what was written.
     """
     if path.stat().st_size == 0:
         return ()
-    rows = []
-    for row in read_rows(path):
-        if isinstance(row, RowProblem):
-            raise ValueError(f"{path.name}: {row.message}")
-        check = RowCheck(row.place)
-        conversation = read_chat(row.values, check)
-        if conversation is None:
-            raise ValueError(f"{path.name}: {check.problems[0].message}")
-        rows.append(conversation)
-    return tuple(rows)
+    return tuple(_row(row, source) for row, source in zip(read_rows(path), sources, strict=True))
+
+
+def _row(row: Row | RowProblem, source: int) -> Example:
+    if isinstance(row, RowProblem):
+        raise ValueError(str(row))
+    if "text" in row.values:
+        return Document(row.values["text"], row.values.get("continues", False), row.place, source)
+    check = RowCheck(row.place)
+    conversation = read_chat(row.values, check)
+    if conversation is None:
+        raise ValueError(str(check.problems[0]))
+    return replace(conversation, source=source)
