@@ -85,3 +85,18 @@ def test_a_target_that_is_all_but_impossible_has_a_finite_loss_and_gradient():
 def test_what_exists_at_once_does_not_grow_with_targets_times_vocabulary(vocabulary):
     projection = Projection(torch.empty(vocabulary, 1, dtype=torch.bfloat16), None, 1.0, None)
     assert default_chunk_tokens(projection) * vocabulary * 2 <= max(16 << 20, 128 * vocabulary * 2)
+
+
+def test_a_head_in_float32_serves_hidden_states_in_bfloat16():
+    """The same loss as with a rounded head; the head's gradient stays in float32."""
+    torch.manual_seed(2)
+    hidden, targets, factors = torch.randn(5, 8).bfloat16(), torch.randint(30, (5,)), torch.ones(5)
+    weight = torch.randn(30, 8, requires_grad=True)
+    total, _ = projected_cross_entropy(hidden, Projection(weight, None, 1.0, None), targets, factors)
+    rounded, _ = projected_cross_entropy(hidden, Projection(weight.bfloat16(), None, 1.0, None), targets, factors)
+    assert torch.equal(total, rounded)
+    total.backward()
+    exact = torch.nn.functional.cross_entropy(hidden.float() @ weight.t(), targets, reduction="sum")
+    (true,) = torch.autograd.grad(exact, weight)
+    assert weight.grad.dtype == torch.float32
+    assert (weight.grad - true).norm() < 0.02 * true.norm()

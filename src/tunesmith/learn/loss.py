@@ -81,6 +81,8 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         precise = torch.promote_types(hidden.dtype, torch.float32)
         trains_head = weight.requires_grad
         with_gradient = hidden.requires_grad or trains_head
+        # A head that is trained in float32 beside a base in bfloat16 is used as the base would use it.
+        used, used_bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
         grad_weight = torch.zeros_like(weight, dtype=precise) if trains_head else None
         grad_bias = None if bias is None or not trains_head else torch.zeros_like(bias, dtype=precise)
@@ -90,13 +92,13 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), settings.chunk_tokens):
             part = slice(start, min(start + settings.chunk_tokens, len(targets)))
             chunk = logits[: part.stop - start]
-            if bias is None:
-                torch.mm(hidden[part], weight.t(), out=chunk)
+            if used_bias is None:
+                torch.mm(hidden[part], used.t(), out=chunk)
             else:
-                torch.addmm(bias, hidden[part], weight.t(), out=chunk)
+                torch.addmm(used_bias, hidden[part], used.t(), out=chunk)
             objective[part], losses[part] = _losses(chunk, targets[part], weights[part], settings, with_gradient)
             if grad_hidden is not None:
-                torch.mm(chunk, weight, out=grad_hidden[part])
+                torch.mm(chunk, used, out=grad_hidden[part])
             if grad_weight is not None:
                 grad_weight += chunk.t() @ hidden[part]
             if grad_bias is not None:

@@ -35,7 +35,8 @@ class Projection:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map (M, H) hidden states to (M, V) logits in at least float32."""
-        out = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        out = torch.nn.functional.linear(hidden, self.weight.to(hidden.dtype), bias)
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         self.shape(out)
         return out
