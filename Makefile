@@ -21,7 +21,7 @@ TEST_PROCESSES ?= logical
 
 .PHONY: help
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: .venv/.installed  ## the whole path on bundled real data: check, tune, prove, serve
@@ -45,8 +45,19 @@ format: .venv/.installed-dev  ## mend style where a tool can
 	$(BIN)/ruff format src tests bench scripts
 
 .PHONY: bench
-bench: .venv/.installed-dev  ## measure time, memory and quality, and write docs/benchmarks.md
-	$(BIN)/python bench/demo.py $(ARGS)
+bench: bench-demo bench-training  ## measure everything that needs no GPU, and write docs/benchmarks.md
+
+.PHONY: bench-demo
+bench-demo: .venv/.installed-dev  ## measure the demo: time, memory and quality
+	$(BIN)/python bench/demo.py
+
+.PHONY: bench-training
+bench-training: .venv/.installed-dev  ## measure training against its peers, which it installs apart (an hour or two)
+	$(BIN)/python bench/training.py $(ARGS)
+
+.PHONY: bench-gpu
+bench-gpu: .venv/.installed-dev  ## measure training on an NVIDIA GPU
+	cd bench && ../$(BIN)/python -m gpu.training $(ARGS)
 
 .PHONY: docs
 docs: .venv/.installed-dev  ## write the generated parts of docs/ again

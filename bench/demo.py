@@ -1,6 +1,6 @@
 """Measure `tunesmith demo` as a user meets it: cold, in a process of its own; write its section of docs/benchmarks.md.
 
-    python bench/demo.py            (`make bench`)
+    python bench/demo.py            (`make bench-demo`)
 
 Cold means an empty `TUNESMITH_HOME`, so the time includes the conversion of the embedded base. Nothing is averaged: it
 is one run, start of the process to its end.
@@ -96,7 +96,7 @@ def section(measured: Measured) -> str:
             "",
             machine_table(),
             "",
-            "Again: `make bench`, or `.venv/bin/python bench/demo.py`.",
+            "Again: `make bench-demo`, or `.venv/bin/python bench/demo.py`.",
         ]
     )
 

@@ -39,8 +39,11 @@ def _imported(*folders: Path) -> set[str]:
     """Return the packages that the files of some folders import, as pip calls them."""
     owners = importlib.metadata.packages_distributions()
     files = [file for folder in folders for file in folder.rglob("*.py")]
-    # Tests and scripts import their neighbours by file name; the package imports itself by its whole name.
-    own = {"tunesmith", *(file.stem for file in files if not file.is_relative_to(SOURCE))}
+    # Tests and scripts import their neighbours by file or folder name; the package imports itself by its whole name.
+    near = [file for file in files if not file.is_relative_to(SOURCE)]
+    own = {"tunesmith", *(name for file in near for name in (file.stem, file.parent.name))}
+    # The benchmark's peers run in environments of their own.
+    files = [file for file in files if file.parent.name != "peers"]
     found: set[str] = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -1,0 +1,90 @@
+"""TRL's side: `SFTTrainer` with a LoRA by PEFT, on the CPU.
+
+Settings of the job: `gradient_checkpointing` (TRL's own default is true; without it a step is faster and takes more
+memory) and `autocast` (TRL's own default for bf16; without it everything but the norms' insides is computed in bf16).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from clock import Job, StepClock
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Notes when steps begin and end, and their losses."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self._clock = clock
+        self.losses: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        if not self._clock.has_begun:
+            self._clock.begin()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._clock.step_done()
+
+    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
+        if logs and "loss" in logs:
+            self.losses.append(float(logs["loss"]))
+
+
+def main() -> None:
+    """Train and write the result."""
+    job = Job.from_arguments()
+    clock = StepClock(job)
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16)
+    config = SFTConfig(
+        output_dir=job.work,
+        per_device_train_batch_size=job.batch_size,
+        num_train_epochs=1,
+        learning_rate=job.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=0,
+        max_grad_norm=1.0,
+        weight_decay=0.0,
+        optim="adamw_torch_fused",
+        bf16=job.settings.get("autocast", True),
+        gradient_checkpointing=job.settings["gradient_checkpointing"],
+        max_length=job.max_tokens,
+        # The rows' file already has the order that is wanted: by length, or as Tunesmith's steps.
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        seed=job.seed,
+        disable_tqdm=True,
+    )
+    lora = LoraConfig(
+        r=job.rank,
+        lora_alpha=2 * job.rank,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules="all-linear",
+    )
+    watch = _Watch(clock)
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(job.token_rows()),
+        processing_class=tokenizer,
+        peft_config=lora,
+        callbacks=[watch],
+    )
+    trainer.train()
+    clock.set_losses(watch.losses)
+    clock.write(("trl", "peft", "transformers", "torch"))
+
+
+if __name__ == "__main__":
+    main()
