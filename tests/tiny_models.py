@@ -212,7 +212,6 @@ FAMILIES |= {
             "num_experts": 4,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 24,
-            "mlp_only_layers": [0],
         },
         speaks="qwen3",
     ),

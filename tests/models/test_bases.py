@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
 
 from tiny_models import CONTEXT_TOKENS, FAMILIES, save_tiny_model, tiny_model, tiny_tokenizer
 from tunesmith.errors import ModelError
@@ -44,7 +45,7 @@ def test_a_family_loads_from_a_folder(family, tiny_folder, home):
     )["input_ids"]
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(prompt).logits, tiny_model(family)(prompt).logits, rtol=0, atol=0)
-    assert (source.origin, source.short_name) == ("folder", f"tiny-{family}")
+    assert (source.origin, source.short_name) == ("folder", f"tiny-{family}".replace("_", "-"))
     assert loaded.context_tokens == CONTEXT_TOKENS
     assert loaded.tokenizer.chat_template == tokenizer.chat_template
     assert loaded.end_of_turn_ids == tuple(sorted(tokenizer.convert_tokens_to_ids(list(FAMILIES[family].ends))))
@@ -56,11 +57,14 @@ def test_a_family_loads_from_a_folder(family, tiny_folder, home):
 def test_sizes_are_those_of_the_loaded_model(family, tiny_folder):
     size, model = model_size(tiny_folder(family)), tiny_model(family)
     assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
-    layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
-    linears = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
-    assert size.layer_parameters == layer
+    layers = model.transformer.h if family == "gpt2" else model.model.layers
+    linears = [m for m in layers.modules() if isinstance(m, torch.nn.Linear | Conv1D)]
+    assert size.layer_parameters == sum(parameter.numel() for parameter in layers[0].parameters())
     assert size.linear_parameters == sum(m.weight.numel() for m in linears)
     assert size.lora_parameters(4) == sum(4 * sum(m.weight.shape) for m in linears)
+    # Two of four experts of each layer.
+    stacks = [weight for name, weight in layers.named_parameters() if ".experts." in name]
+    assert size.active_expert_parameters == sum(weight.numel() // 2 for weight in stacks)
     assert size.weight_bytes(torch.bfloat16) == 2 * size.parameters
     cache = model(torch.zeros(1, 3, dtype=torch.long)).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

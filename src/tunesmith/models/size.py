@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
 from tunesmith.models.quiet import quiet_libraries
@@ -38,8 +39,11 @@ class ModelSize:
         linears: every linear layer but the output layer.
         vocabulary: rows of the embedding table.
         hidden: width of the residual stream.
+        attention_heads: query heads of one layer; 0 without attention.
+        query_width: elements that one token has in one layer's queries.
         key_value_width: elements that one token adds to one layer's keys (and as many to its values).
         context_tokens: positions that the config allows, or None if it doesn't say.
+        active_expert_parameters: of mixtures of experts, the weights of the experts that one token goes through.
     """
 
     parameters: int
@@ -48,8 +52,11 @@ class ModelSize:
     linears: tuple[LinearSize, ...]
     vocabulary: int
     hidden: int
+    attention_heads: int
+    query_width: int
     key_value_width: int
     context_tokens: int | None
+    active_expert_parameters: int = 0
 
     @property
     def linear_parameters(self) -> int:
@@ -87,8 +94,8 @@ def model_size(folder: Path) -> ModelSize:
             code="unsupported_model",
         ) from error
     text = config.get_text_config()
-    heads = text.num_attention_heads
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    heads = getattr(text, "num_attention_heads", None) or 0  # state-space models have none
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
     per_layer = [
         sum(parameter.numel() for parameter in layer.parameters())
         for modules in model.modules()
@@ -101,12 +108,38 @@ def model_size(folder: Path) -> ModelSize:
         layers=text.num_hidden_layers,
         layer_parameters=max(per_layer, default=0),
         linears=tuple(
-            LinearSize(name, module.in_features, module.out_features)
+            LinearSize(name, *_inputs_and_outputs(module))
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module is not output
+            if isinstance(module, nn.Linear | Conv1D) and module is not output
         ),
         vocabulary=model.get_input_embeddings().num_embeddings,
         hidden=text.hidden_size,
+        attention_heads=heads,
+        query_width=heads * head_width,
         key_value_width=(getattr(text, "num_key_value_heads", None) or heads) * head_width,
         context_tokens=getattr(text, "max_position_embeddings", None),
+        active_expert_parameters=_active_expert_parameters(model, getattr(text, "num_experts_per_tok", None)),
     )
+
+
+def _inputs_and_outputs(linear: nn.Linear | Conv1D) -> tuple[int, int]:
+    """Return a linear layer's width in and out; GPT-2's keep their weights transposed."""
+    outputs, inputs = linear.weight.shape if isinstance(linear, nn.Linear) else linear.weight.t().shape
+    return inputs, outputs
+
+
+def _active_expert_parameters(model: nn.Module, experts_per_token: int | None) -> int:
+    """Return how many weights of experts, which transformers stacks to (experts, ..., ...), one token goes through."""
+    stacks = [weight for _, weight in expert_stacks(model)]
+    return sum(weight.numel() * min(experts_per_token or len(weight), len(weight)) // len(weight) for weight in stacks)
+
+
+def expert_stacks(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the weights of experts by name: stacks of matrices (experts, ..., ...) instead of linear layers."""
+    return [
+        (f"{name}.{leaf}", weight)
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.modules.conv._ConvNd)
+        for leaf, weight in module.named_parameters(recurse=False)
+        if weight.ndim == 3
+    ]
