@@ -28,7 +28,8 @@ class LoopState:
 
     `passes` says how steps are computed: a resumed run goes on in the same way, or it would round differently.
     `rows` and `tokens` count what was learnt from so far; `seconds` the time in the loop, `step_seconds` the part of
-    it in training steps; `worse_validations` how many validations in a row were not the best.
+    it in training steps; `best_loss` and `best_score` are the validation's figures of `best_step`;
+    `worse_validations` counts validations in a row that were not the best.
     """
 
     passes: Passes
@@ -39,6 +40,7 @@ class LoopState:
     step_seconds: float = 0.0
     best_step: int = 0
     best_loss: float | None = None
+    best_score: float | None = None
     worse_validations: int = 0
 
 

@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from tunesmith.chat.renderer import Rendered
-from tunesmith.errors import RunError
 from tunesmith.learn.optimiser import Optimiser
 from tunesmith.learn.passes import Passes
 from tunesmith.learn.randomness import RANDOM_NAMES, random_state, restore_random_state
@@ -29,6 +27,7 @@ from tunesmith.train.row_losses import RowLossLog, row_means
 from tunesmith.train.settings import numbers
 from tunesmith.train.sft import Row
 from tunesmith.train.stepping import Stepper
+from tunesmith.train.validation import Scoring, Validator, check_finite, judge
 
 #: The speed that is shown is the mean over this many steps.
 _SPEED_STEPS = 10
@@ -75,6 +74,7 @@ class Loop:
         spec: the resolved spec.
         records: where steps, validations and checkpoints go.
         should_stop: asked after each step; True writes a checkpoint and ends the loop as interrupted.
+        scoring: scores answers at each validation and so says which weights are best, in place of the loss.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Loop:
         spec: TuneSpec,
         records: Records,
         should_stop: Callable[[], bool],
+        scoring: Scoring | None = None,
     ) -> None:
         self._model = model
         self._adapter = adapter
@@ -92,6 +93,7 @@ class Loop:
         self._spec = spec
         self._records = records
         self._should_stop = should_stop
+        self._validator = Validator(data.validation, scoring, records.events, records.metrics, records.observer)
         batch_size, epochs, self._validate_every = numbers(spec)
         assert not isinstance(spec.limits.tokens_per_microbatch, str)
         self._schedule = rows_of_steps(len(data.train), batch_size, epochs, spec.seed, data.mixture)
@@ -127,7 +129,7 @@ class Loop:
         losses: deque[float] = deque(maxlen=max(1, len(self._schedule) // 10))
         interrupted = stopped_early = False
         if self._state.step == 0:
-            self._validate_and_save(is_start=True)
+            self._validate_and_save()
         while self._state.step < len(self._schedule):
             losses.append(self._step(self._schedule[self._state.step]))
             is_last = self._state.step == len(self._schedule)
@@ -152,9 +154,9 @@ class Loop:
         rows = [self._data.train[row] for row in row_numbers]
         sequences = [sequence for row in rows for sequence in row]
         computed = self._stepper.gradients(sequences, f"step {number}")
-        _check_finite(computed.loss, f"The loss became {computed.loss} at step {number}")
+        check_finite(computed.loss, f"The loss became {computed.loss} at step {number}")
         norm = self._stepper.gradient_norm()
-        _check_finite(norm, f"The gradient's length became {norm} at step {number}")
+        check_finite(norm, f"The gradient's length became {norm} at step {number}")
         rate = self._optimiser.step(self._state.step)
         seconds = time.perf_counter() - started
         self._recent.append((computed.tokens, seconds))
@@ -187,27 +189,12 @@ class Loop:
             )
         )
 
-    def _validate_and_save(self, *, is_start: bool = False) -> None:
-        """Measure the validation loss, note whether it is the best so far, write a checkpoint."""
+    def _validate_and_save(self) -> None:
+        """Measure what the weights are worth, note whether they are the best so far, write a checkpoint."""
         started = time.perf_counter()
-        loss = self.validation_loss()
+        found = self._validator.validate(self._stepper, self._state.step)
         seconds = self._state.seconds + time.perf_counter() - started
-        state = replace(self._state, seconds=seconds)
-        if loss is not None:
-            _check_finite(loss, f"The validation loss became {loss} after step {state.step}")
-        if loss is None:  # nothing to choose by: the newest weights are the best known
-            state = replace(state, best_step=state.step)
-        elif state.best_loss is None or loss < state.best_loss:
-            state = replace(state, best_step=state.step, best_loss=loss, worse_validations=0)
-        else:
-            state = replace(state, worse_validations=state.worse_validations + 1)
-        self._state = state
-        if loss is not None:
-            when = "before training" if is_start else f"after step {state.step}"
-            self._records.metrics.add(state.step, validation_loss=loss)
-            self._records.events.add(
-                "validation", f"Validation loss {loss:.4f} {when}.", step=state.step, validation_loss=loss
-            )
+        self._state = judge(replace(self._state, seconds=seconds), found)
         self._save()
 
     def _save(self) -> None:
@@ -219,16 +206,6 @@ class Loop:
             Checkpoint(self._state, self._adapter.tensors(), optimiser), keep=self._spec.limits.keep_checkpoints
         )
 
-    def validation_loss(self) -> float | None:
-        """Return the mean loss over the validation rows' learnt tokens, or None without such rows."""
-        sequences: list[Rendered] = [sequence for row in self._data.validation for sequence in row]
-        if not sequences:
-            return None
-        observer = self._records.observer
-        return self._stepper.mean_loss(
-            sequences, lambda done: observer.progress("validating", done, len(sequences))
-        ).loss
-
     def _note_replanned(self, old: Passes, new: Passes, failure: str) -> None:
         self._records.events.add(
             "replanned",
@@ -238,18 +215,4 @@ class Loop:
             failure=failure,
             old=asdict(old),
             new=asdict(new),
-        )
-
-
-def _check_finite(value: float, told: str) -> None:
-    """Refuse to go on from a number that isn't finite.
-
-    Raises:
-        RunError: it isn't (`non_finite_loss`).
-    """
-    if not math.isfinite(value):
-        raise RunError(
-            f"{told}: training has diverged.",
-            fix="Lower optimisation.learning_rate (to a third, say) and tune again.",
-            code="non_finite_loss",
         )
