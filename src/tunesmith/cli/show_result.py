@@ -39,7 +39,8 @@ def show_plan(screen: Screen, plan: dict[str, Any], *, run: str | None = None) -
     table.add_row(
         "steps", f"{plan['steps']:,} of {plural(plan['batch_size'], 'row')}: each row {_times(plan['epochs'])}"
     )
-    table.add_row("learning rate", f"{plan['learning_rate']:g} at its highest")
+    rate = plan["learning_rate"]
+    table.add_row("learning rate", "looked for first" if rate == "find" else f"{rate:g} at its highest")
     table.add_row("on", f"{plan['device']}, in {plan['dtype']}")
     table.add_row("memory", f"about {size(plan['memory_bytes'])}")
     table.add_row("time", f"about {duration(plan['seconds'])} of training")
@@ -52,21 +53,23 @@ def show_arms(screen: Screen, arms: Sequence[Any], *, confidence: float = 0.95) 
     """Draw the scores of arms (`evaluate.comparison.ArmResult`), the last one the tuned model, with what they cost."""
     first = arms[0]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), header_style="faint", show_edge=False)
-    table.add_column(f"{first.rows:,} unseen rows")
+    is_perplexity = first.measure.kind == "perplexity"
+    table.add_column(f"{first.rows:,} unseen {'passages' if is_perplexity else 'rows'}")
     for arm in arms:
         table.add_column(Text(arm.name), justify="right", style="name" if arm is arms[-1] else "")
-    score = [_interval(arm.score, is_share=arm.measure.is_binary) for arm in arms]
+    score = [_interval(arm.score_as_read, arm.measure) for arm in arms]
     table.add_row(f"{first.measure.name}, {confidence:.0%} interval", *score)
     for name in first.secondary:
-        shares = name != "loss on the reference"
+        shares = name not in ("loss on the reference", "bits per byte")
         table.add_row(name, *(_value(arm.secondary[name].value, is_share=shares) for arm in arms), style="faint")
     for field in first.fields:
         f1 = [next((item.f1 for item in arm.fields if item.path == field.path), None) for arm in arms]
         cells = ["–" if value is None else f"{100 * value:.0f}" for value in f1]
         table.add_row(f"  F1 of {field.path}", *cells, style="faint")
-    table.add_section()
-    table.add_row("tokens of a prompt", *(f"{arm.cost.mean_prompt_tokens:,.0f}" for arm in arms))
-    table.add_row("seconds a request, many at once", *(f"{arm.cost.mean_seconds:.2f}" for arm in arms))
+    if not is_perplexity:
+        table.add_section()
+        table.add_row("tokens of a prompt", *(f"{arm.cost.mean_prompt_tokens:,.0f}" for arm in arms))
+        table.add_row("seconds a request, many at once", *(f"{arm.cost.mean_seconds:.2f}" for arm in arms))
     screen.say(table)
 
 
@@ -95,9 +98,10 @@ def show_side_by_side(screen: Screen, rows: Sequence[Any]) -> None:
         table.add_column(overflow="fold")
         for role, words in row.prompt:
             table.add_row(role, "", _words(words))
-        table.add_row("right", "", _words(row.reference, "name"))
+        table.add_row("right" if row.prompt else "passage", "", _words(row.reference, "name"))  # a text answers nothing
         for answer in row.answers:
-            mark = Text("✓", style="good") if answer.score >= 1.0 else Text("✗", style="bad")
+            right = Text("✓", style="good") if answer.score >= 1.0 else Text("✗", style="bad")
+            mark = right if row.prompt else Text("")
             table.add_row(answer.arm, mark, _words(answer.text))
         screen.say(table, "")
 
@@ -141,10 +145,11 @@ def quoted(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _interval(interval: Any, *, is_share: bool) -> str:
-    """Return `86 % (81 to 90)`, or `45.1 (43.0 to 47.2)` for graded scores."""
-    digits, unit = (0, " %") if is_share else (1, "")
-    value, low, high = (f"{100 * number:.{digits}f}" for number in (interval.value, interval.low, interval.high))
+def _interval(interval: Any, measure: Any) -> str:
+    """Return `86 % (81 to 90)`, or `45.1 (43.0 to 47.2)` for graded scores and perplexities."""
+    digits, unit = (0, " %") if measure.is_binary else (1, "")
+    factor = 1 if measure.kind == "perplexity" else 100
+    value, low, high = (f"{factor * number:.{digits}f}" for number in (interval.value, interval.low, interval.high))
     return f"{value}{unit} ({low} to {high})"
 
 

@@ -6,15 +6,13 @@ the rows; the untuned base is measured again.
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 
-from tunesmith.errors import RunError, RunInterrupted, TunesmithError
+from tunesmith.errors import RunError, RunInterrupted, StorageError, TunesmithError
 from tunesmith.evaluate.arms import Arm, as_is
 from tunesmith.evaluate.comparison import ArmResult
 from tunesmith.evaluate.verdict import decide
@@ -36,7 +34,9 @@ from tunesmith.runs.stop import StopWish, stop_on_signals
 from tunesmith.runs.workshop import Base, Workshop
 from tunesmith.specs.tune import TuneSpec
 from tunesmith.train.checkpoints import CheckpointStore
-from tunesmith.train.loop import Loop, Outcome, Records, TrainingData
+from tunesmith.train.loop import Loop, Outcome, Records
+from tunesmith.train.memory import PeakMemory
+from tunesmith.train.plan import Plan
 from tunesmith.train.row_losses import RowLossLog
 
 _BASE_ARM = as_is("the base", "the untuned base with the rows' own prompt")
@@ -85,7 +85,7 @@ def resume(name: str, home: Home, observer: Observer, *, untuned: Sequence[Arm] 
     spec = folder.spec()
     data = load_pinned(folder.data)
     base = Base.load(spec, home)
-    folder.update(state="running", error=None)
+    folder.update(state="running", error=None, code=None)
     with _ending_noted(folder), _records(folder, observer) as records:
         return _Execution(folder, spec, data, base, records).run(home, untuned)
 
@@ -100,6 +100,7 @@ class _Execution:
         self._base = base
         self._records = records
         self._events = records.events
+        self._peak = PeakMemory(base.loaded.device)
 
     def run(self, home: Home, untuned: Sequence[Arm]) -> RunResult:
         """Work to the end."""
@@ -121,8 +122,8 @@ class _Execution:
         loaded, renderer, observer = self._base.loaded, self._base.renderer, self._records.observer
         proof = Proof(loaded, renderer, data.test, data.train, evaluation, observer)
         arms = self._measure(proof, [*untuned, *([_BASE_ARM] if evaluation.compare_base else [])])
-        adapter, outcome = self._train(workshop)
-        adapter.merge()
+        adapter, outcome, plan = self._train(workshop, plan)
+        adapter.settle()
         arms += self._measure(proof, [_TUNED_ARM])
         result = finish(
             Finished(
@@ -136,7 +137,7 @@ class _Execution:
                 outcome=outcome,
                 arms=arms,
                 verdict=decide(arms[-1], arms[:-1], confidence=evaluation.confidence) if arms else None,
-                peak_memory_bytes=_peak_memory_bytes(loaded.device),
+                peak_memory_bytes=self._peak.highest(),
                 metrics=list(self._records.metrics.rows()),
             ),
             home,
@@ -154,8 +155,11 @@ class _Execution:
             self._events.add("evaluation", sentence, **figures)
         return results
 
-    def _train(self, workshop: Workshop) -> tuple[Adapter, Outcome]:
-        """Train to the end, from the newest checkpoint if there is one; return the adapter with its best weights.
+    def _train(self, workshop: Workshop, plan: Plan) -> tuple[Adapter, Outcome, Plan]:
+        """Train to the end, from the newest checkpoint if there is one.
+
+        Returns:
+            The adapter with its best weights, what the loop came to, and the plan as measured.
 
         Raises:
             RunInterrupted: the user stopped it.
@@ -163,10 +167,10 @@ class _Execution:
         model = self._base.loaded.model
         torch.manual_seed(self._spec.seed)
         adapter = add_adapter(model, self._spec.adapter)
-        data = TrainingData(workshop.train, workshop.validation)
         wish = StopWish()
-        loop = Loop(TreeModel.of(model), adapter, data, self._spec, self._records, wish)
+        loop = Loop(TreeModel.of(model), adapter, workshop.data, self._spec, self._records, wish)
         self._go_on(loop)
+        measured = loop.rehearse(self._base.size, self._peak)
         with stop_on_signals(wish):
             outcome = loop.run()
         step = outcome.state.step
@@ -176,7 +180,7 @@ class _Execution:
         best = self._records.checkpoints.load(outcome.state.best_step)
         adapter.load_tensors(best.adapter, where=str(self._folder.checkpoints))
         write_parquet(list(self._records.metrics.rows()), self._folder.path / "metrics.parquet")
-        return adapter, outcome
+        return adapter, outcome, plan.corrected(measured) if measured else plan
 
     def _go_on(self, loop: Loop) -> None:
         """Take over the newest whole checkpoint, and forget what was recorded after it."""
@@ -214,7 +218,8 @@ def _ending_noted(folder: RunFolder) -> Iterator[None]:
         raise
     except BaseException as error:
         message = str(error) if isinstance(error, TunesmithError) else f"{type(error).__name__}: {error}"
-        folder.update(state="failed", error=message)
+        with suppress(StorageError):  # on a full disk; what went wrong matters more than its note
+            folder.update(state="failed", error=message, code=getattr(error, "code", None))
         raise
 
 
@@ -224,11 +229,3 @@ def _data_sentence(data: PinnedData) -> str:
         f"{report['rows']} rows: {len(data.train)} to learn from, {len(data.validation)} to validate, "
         f"{len(data.test)} locked for the test, {report['dropped']} dropped."
     )
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    """Return the highest memory so far: the GPU's, or the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -20,7 +20,10 @@ State = Literal["running", "interrupted", "succeeded", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """A run as lists show it. `model` and `sentence` are there once it has succeeded, `error` once it has failed."""
+    """A run as lists show it.
+
+    `model` and `sentence` are there once it has succeeded, `error` and its stable word `code` once it has failed.
+    """
 
     id: str
     folder: Path
@@ -32,6 +35,7 @@ class RunView:
     model: str | None = None
     sentence: str | None = None
     error: str | None = None
+    code: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.data.examples import Conversation
 from tunesmith.errors import DataError
+from tunesmith.models.adapters.attach import base_quantisation
 from tunesmith.models.load import LoadedModel, load_base
 from tunesmith.models.resolve import resolve_base
 from tunesmith.models.size import ModelSize, model_size
@@ -20,6 +21,7 @@ from tunesmith.prepare.prepared import PreparedData
 from tunesmith.record.home import Home
 from tunesmith.specs.data import DataSpec
 from tunesmith.specs.tune import TuneSpec
+from tunesmith.train.loop import TrainingData
 from tunesmith.train.plan import Plan, make_plan
 from tunesmith.train.settings import Amount, resolve_limits, resolve_optimisation
 from tunesmith.train.sft import Row, encode
@@ -44,10 +46,10 @@ class Base:
             ModelError: it can't be found or used.
         """
         source = resolve_base(spec.base, home)
-        loaded = load_base(source, spec.limits.dtype)
+        loaded = load_base(source, spec.limits.dtype, quantisation=base_quantisation(spec.adapter))
         return cls(loaded, ChatRenderer(loaded.tokenizer), model_size(source.folder))
 
-    def prepare(self, spec: TuneSpec) -> tuple[TuneSpec, PreparedData]:
+    def prepare(self, spec: TuneSpec) -> tuple[TuneSpec, PreparedData[Any]]:
         """Read, check and split the data under this base's tokenizer, and replace every `auto` of the spec.
 
         Paths of files become absolute, so that the resolved spec repeats the run from anywhere.
@@ -96,14 +98,19 @@ class Workshop:
     train: Sequence[Row]
     validation: Sequence[Row]
 
+    @property
+    def data(self) -> TrainingData:
+        """The rows as the loop takes them."""
+        return TrainingData(self.train, self.validation)
+
     def plan(self) -> Plan:
         """Return what the run will take."""
-        return make_plan(self.spec, self.base.size, self.train, self.validation, self.base.loaded.device)
+        return make_plan(self.spec, self.base.size, self.data, self.base.loaded.device)
 
 
 def _limited(
-    prepared: PreparedData, renderer: ChatRenderer, max_tokens: int, data: DataSpec
-) -> tuple[PreparedData, Amount]:
+    prepared: PreparedData[Conversation], renderer: ChatRenderer, max_tokens: int, data: DataSpec
+) -> tuple[PreparedData[Conversation], Amount]:
     """Drop, cut or refuse rows that are longer than `max_tokens` once rendered, as `data.too_long` says.
 
     Also returns how much there is to learn in what is left.

@@ -16,17 +16,22 @@ from tunesmith.learn.passes import Passes
 from tunesmith.learn.randomness import RANDOM_NAMES, random_state, restore_random_state
 from tunesmith.learn.step import TreeModel
 from tunesmith.models.adapters.adapter import Adapter
+from tunesmith.models.size import ModelSize
 from tunesmith.record.events import EventLog
 from tunesmith.record.metrics import MetricsLog
 from tunesmith.record.observer import Observer, StepReport
 from tunesmith.specs.tune import TuneSpec
 from tunesmith.train.batches import rows_of_steps
 from tunesmith.train.checkpoints import Checkpoint, CheckpointStore, LoopState
+from tunesmith.train.costs import Costs
+from tunesmith.train.memory import PeakMemory, memory_limit_bytes
 from tunesmith.train.mixing import Mixture
+from tunesmith.train.planner import Planner
+from tunesmith.train.rehearsal import Rehearsal, rehearse
 from tunesmith.train.row_losses import RowLossLog, row_means
 from tunesmith.train.settings import numbers
 from tunesmith.train.sft import Row
-from tunesmith.train.stepping import Stepper
+from tunesmith.train.stepping import Stepper, told_when_out_of_memory
 from tunesmith.train.validation import Scoring, Validator, check_finite, judge
 
 #: The speed that is shown is the mean over this many steps.
@@ -103,6 +108,7 @@ class Loop:
         parameters = [parameter for group in groups for parameter in group.parameters]
         self._stepper = Stepper(model, parameters, passes, self._note_replanned, spec.method)
         self._state = LoopState(passes)
+        self._is_fresh = True
         self._recent: deque[tuple[int, float]] = deque(maxlen=_SPEED_STEPS)
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -115,6 +121,33 @@ class Loop:
             self._optimiser.load_tensors(optimiser)
         self._stepper.use(checkpoint.state.passes)
         self._state = checkpoint.state
+        self._is_fresh = False
+
+    def rehearse(self, size: ModelSize, peak: PeakMemory) -> Rehearsal | None:
+        """Compute the longest step once for real, and choose passes that fit the memory; nothing else changes.
+
+        Args:
+            size: the base's.
+            peak: measures this process's memory.
+
+        Returns:
+            What was measured, or None for a resumed run, which goes on as it began.
+
+        Raises:
+            RunError: nothing fits (`out_of_memory`).
+        """
+        if not self._is_fresh:
+            return None
+        device = self._stepper.device
+        costs = Costs(size, self._spec, device)
+        planner = Planner(costs, self._data.train, self._data.validation, self._schedule, self._validate_every)
+        model = self._model.model
+        model.train()
+        limit_bytes = memory_limit_bytes(self._spec.limits.memory_bytes, device)
+        found = rehearse(self._stepper, planner, limit_bytes, peak)
+        model.eval()
+        self._records.events.add("plan_measured", found.sentence, **found.to_json())
+        return found
 
     def run(self) -> Outcome:
         """Train to the end, to an early stop, or until asked to stop. The best weights are left in a checkpoint.
@@ -128,7 +161,7 @@ class Loop:
         model.train()
         losses: deque[float] = deque(maxlen=max(1, len(self._schedule) // 10))
         interrupted = stopped_early = False
-        if self._state.step == 0:
+        if self._is_fresh:
             self._validate_and_save()
         while self._state.step < len(self._schedule):
             losses.append(self._step(self._schedule[self._state.step]))
@@ -157,7 +190,8 @@ class Loop:
         check_finite(computed.loss, f"The loss became {computed.loss} at step {number}")
         norm = self._stepper.gradient_norm()
         check_finite(norm, f"The gradient's length became {norm} at step {number}")
-        rate = self._optimiser.step(self._state.step)
+        with told_when_out_of_memory(f"the end of step {number}", self._stepper.passes, self._stepper.device):
+            rate = self._optimiser.step(self._state.step)
         seconds = time.perf_counter() - started
         self._recent.append((computed.tokens, seconds))
         self._state = replace(

@@ -36,6 +36,11 @@ def room_bytes(device: torch.device) -> int:
     return held + free - max(_RESERVE_BYTES, int(_RESERVE_SHARE * free))
 
 
+def memory_limit_bytes(asked: int | str, device: torch.device) -> int:
+    """Return what this process may hold in all, where `asked` is `limits.memory_bytes`."""
+    return room_bytes(device) if isinstance(asked, str) else asked
+
+
 class PeakMemory:
     """The highest memory of this process, over stretches of work and over all of them."""
 

@@ -24,7 +24,7 @@ def microbatches(sequences: Sequence[Rendered], max_tokens: int) -> list[list[Re
     if not sequences:
         return []
     order = list(_neighbours_alike(sorted(sequences, key=lambda s: (s.token_ids, s.learnt)), 0))
-    shared = [0, *(shared_tokens(one, other) for one, other in itertools.pairwise(order))]
+    shared = _shared(order)
     passes = _filled(order, shared, max_tokens)
     # The smallest budget that needs no more passes makes them even.
     low, high = max_tokens // 2, max_tokens
@@ -40,14 +40,19 @@ def microbatches(sequences: Sequence[Rendered], max_tokens: int) -> list[list[Re
 
 def tree_tokens(sequences: Sequence[Rendered]) -> int:
     """Return how many tokens the tree of these sequences holds, or up to seven more a sequence."""
+    return sum(len(sequence.token_ids) - shared for sequence, shared in shared_with_neighbour(sequences))
+
+
+def shared_with_neighbour(sequences: Sequence[Rendered]) -> list[tuple[Rendered, int]]:
+    """Return sequences, neighbours alike, and how many tokens each is sure to share with the one before it."""
     order = sorted(sequences, key=lambda sequence: sequence.token_ids)
-    total = sum(len(sequence.token_ids) for sequence in order)
-    return total - sum(shared_tokens(one, other) for one, other in itertools.pairwise(order))
+    return list(zip(order, _shared(order), strict=True))
 
 
-def shared_tokens(one: Rendered, other: Rendered) -> int:
-    """Return how many tokens a tree is sure to compute once for both sequences."""
-    return max(0, _common_length(one.token_ids, other.token_ids) - _MAX_UNSHARED_TOKENS)
+def _shared(order: Sequence[Rendered]) -> list[int]:
+    """Return how many tokens a tree is sure to compute once for each sequence and the one before it."""
+    common = (_common_length(one.token_ids, other.token_ids) for one, other in itertools.pairwise(order))
+    return [0, *(max(0, length - _MAX_UNSHARED_TOKENS) for length in common)]
 
 
 def _filled(order: Sequence[Rendered], shared: Sequence[int], max_tokens: int) -> list[list[Rendered]]:

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from tunesmith.learn.passes import Passes
 from tunesmith.models.size import ModelSize
 from tunesmith.specs.tune import FullSpec, TuneSpec
-from tunesmith.train.packing import microbatches
-from tunesmith.train.settings import numbers, step_count
-from tunesmith.train.sft import Row
+from tunesmith.train.batches import rows_of_steps
+from tunesmith.train.costs import Costs
+from tunesmith.train.loop import TrainingData
+from tunesmith.train.memory import memory_limit_bytes
+from tunesmith.train.planner import Planner
+from tunesmith.train.rehearsal import Rehearsal
+from tunesmith.train.settings import numbers
 
 #: Share of the measured matrix rate that the loop reaches (measured on rows of 50 to 400 tokens).
 _EFFICIENCY = 0.5
-#: Python, torch and transformers themselves.
-_PROCESS_BYTES = 600 << 20
-#: Rows of logits that exist at once, in float32, with their gradient.
-_LOGIT_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What will run and about what it takes.
 
-    `tokens` counts one pass over the training rows; `memory_bytes` is the expected peak of the process, `seconds` the
-    expected time of training, validation included.
+    `tokens` counts one pass over the training rows; `learning_rate` is `find` where the run looks for it first;
+    `tokens_per_pass` and `recomputed_layers` say how steps are computed, so that they fit (see `Passes`);
+    `memory_bytes` is the expected peak of the process, `memory_parts` what it consists of; `seconds` the expected time
+    of training, validation included.
     """
 
     base: str
@@ -43,48 +45,48 @@ class Plan:
     epochs: float
     batch_size: int
     steps: int
-    learning_rate: float
+    learning_rate: float | str
     max_tokens: int
+    tokens_per_pass: int
+    recomputed_layers: int
     memory_bytes: int
+    memory_parts: dict[str, int]
     seconds: float
+
+    def corrected(self, measured: Rehearsal) -> Plan:
+        """Return the plan with what the rehearsal measured in place of what was expected."""
+        return replace(
+            self,
+            tokens_per_pass=measured.passes.tokens_per_pass,
+            recomputed_layers=measured.passes.recomputed_layers,
+            memory_bytes=measured.memory_bytes,
+            seconds=measured.seconds,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         return asdict(self)
 
 
-def make_plan(
-    spec: TuneSpec, size: ModelSize, train: Sequence[Row], validation: Sequence[Row], device: torch.device
-) -> Plan:
-    """Return the plan of a resolved spec.
+def make_plan(spec: TuneSpec, size: ModelSize, data: TrainingData, device: torch.device) -> Plan:
+    """Return the plan of a resolved spec. No step is computed.
 
-    The time comes from the arithmetic of the linear layers and this machine's rate of matrix products, measured here
-    for a fifth of a second.
+    The time comes from the arithmetic and this machine's rate of matrix products, measured here for a fifth of a
+    second; the memory from the formula in `costs.py`.
+
+    Raises:
+        RunError: it can't fit into the memory (`out_of_memory`).
     """
     batch_size, epochs, every = numbers(spec)
-    steps = step_count(len(train), batch_size, epochs)
-    tokens = sum(len(sequence.token_ids) for row in train for sequence in row)
-    learnt = sum(sequence.learnt_tokens for row in train for sequence in row)
-    held_out = sum(len(sequence.token_ids) for row in validation for sequence in row)
-    dtype = torch.float32 if spec.limits.dtype == "float32" else torch.bfloat16
-    # Forward and the gradient of the activations, two operations a weight each; frozen weights need no third pass.
-    operations = epochs * (4 * size.linear_parameters * tokens + 4 * size.vocabulary * size.hidden * learnt)
-    operations += (steps // every + 1) * 2 * size.linear_parameters * held_out
     assert not isinstance(spec.limits.tokens_per_microbatch, str)
-    largest = max(
-        (
-            sum(len(sequence.token_ids) for sequence in part)
-            for start in range(0, len(train), batch_size)
-            for part in microbatches(
-                [sequence for row in train[start : start + batch_size] for sequence in row],
-                spec.limits.tokens_per_microbatch,
-            )
-        ),
-        default=0,
-    )
-    trained = size.parameters if isinstance(spec.adapter, FullSpec) else size.lora_parameters(spec.adapter.rank)
-    assert not isinstance(spec.optimisation.learning_rate, str)
     assert not isinstance(spec.limits.max_tokens, str)
+    schedule = rows_of_steps(len(data.train), batch_size, epochs, spec.seed, data.mixture)
+    costs = Costs(size, spec, device)
+    planner = Planner(costs, data.train, data.validation, schedule, every)
+    passes = planner.fitting(
+        Passes(spec.limits.tokens_per_microbatch), memory_limit_bytes(spec.limits.memory_bytes, device)
+    )
+    memory = planner.memory(passes)
     return Plan(
         base=spec.base,
         method=spec.method.kind,
@@ -92,28 +94,22 @@ def make_plan(
         if isinstance(spec.adapter, FullSpec)
         else f"{spec.adapter.kind}, rank {spec.adapter.rank}",
         parameters=size.parameters,
-        trained_parameters=trained,
-        dtype=str(dtype).removeprefix("torch."),
+        trained_parameters=costs.trained_parameters,
+        dtype=str(costs.dtype).removeprefix("torch."),
         device=str(device),
-        rows=len(train),
-        tokens=tokens,
+        rows=len(data.train),
+        tokens=sum(len(sequence.token_ids) for row in data.train for sequence in row),
         epochs=epochs,
         batch_size=batch_size,
-        steps=steps,
+        steps=len(schedule),
         learning_rate=spec.optimisation.learning_rate,
         max_tokens=spec.limits.max_tokens,
-        memory_bytes=_memory_bytes(size, trained, largest, dtype),
-        seconds=operations / (_EFFICIENCY * _matrix_rate(size, dtype, device)),
+        tokens_per_pass=passes.tokens_per_pass,
+        recomputed_layers=passes.recomputed_layers,
+        memory_bytes=memory.total,
+        memory_parts=asdict(memory),
+        seconds=planner.seconds(passes, _EFFICIENCY * _matrix_rate(size, costs.dtype, device)),
     )
-
-
-def _memory_bytes(size: ModelSize, trained: int, tokens: int, dtype: torch.dtype) -> int:
-    """Add up weights, adapter with gradient and two running means in float32, activations, logits."""
-    inputs = sum(linear.inputs + linear.outputs for linear in size.linears)
-    # Each linear layer's input and output, and about as much again around them (norms, positions, products of gates).
-    activations = tokens * (2 * inputs * dtype.itemsize + 8 * size.hidden * size.layers * 4)
-    logits = _LOGIT_ROWS * size.vocabulary * 4 * 2
-    return _PROCESS_BYTES + size.weight_bytes(dtype) + 16 * trained + activations + logits
 
 
 def _matrix_rate(size: ModelSize, dtype: torch.dtype, device: torch.device) -> float:

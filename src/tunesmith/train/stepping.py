@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -118,43 +119,74 @@ class Stepper:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
+    def try_out(self, parts: Sequence[Sequence[Rendered]]) -> float | None:
+        """Compute passes forward and backward and forget them: random numbers and gradients are as before.
+
+        Returns:
+            The seconds that it took, or None if memory ran out.
+        """
+        began_with = random_state(self.device)
+        started = time.perf_counter()
+        failure = self._out_of_memory(lambda: [self._add_gradients(part, 1) for part in parts])
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - started
+        self._clear(began_with)
+        return seconds if failure is None else None
+
     def _replanning(self, compute: Callable[[], Computed], where: str) -> Computed:
         """Compute; when memory runs out, begin again from the same random state with smaller passes."""
         began_with = random_state(self.device)
-        while True:
-            try:
-                return compute()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                failure = str(error).strip().split("\n")[0] or type(error).__name__
-            # Outside of the handler, whose traceback would keep the failed pass's tensors alive.
-            self.forget_gradients()
-            restore_random_state(began_with, self.device)
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+        results: list[Computed] = []
+        while (failure := self._out_of_memory(lambda: results.append(compute()))) is not None:
+            self._clear(began_with)
             lower = self.lower()
             if lower is None:
-                raise _out_of_memory(where, self._passes, PeakMemory(self.device).bytes(), failure)
+                raise _out_of_memory(where, self._passes, self.device, failure)
             self._on_replanned(self._passes, lower, failure)
             self.use(lower)
+        return results[0]
+
+    def _out_of_memory(self, compute: Callable[[], object]) -> str | None:
+        """Compute; return None, or what the failure said if memory ran out.
+
+        The error itself stays here: its traceback would keep the failed pass's tensors alive.
+        """
+        try:
+            compute()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return _first_line(error)
+        return None
+
+    def _clear(self, random: Mapping[str, Tensor]) -> None:
+        """Forget what was computed and go back to a random state."""
+        self.forget_gradients()
+        restore_random_state(random, self.device)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _sum_gradients(self, sequences: Sequence[Rendered]) -> Computed:
         started = time.perf_counter()
         learnt = sum(sequence.learnt_tokens for sequence in sequences)
         losses: dict[int, float] = {}
         for part in microbatches(sequences, self._passes.tokens_per_pass):
-            tree = build_tree(part)
-            with embedding_noise(self._model, tree, self._learning.embedding_noise):
-                total, singles = self._model.loss(
-                    tree,
-                    chunk_tokens=self._passes.loss_chunk_tokens,
-                    label_smoothing=self._learning.label_smoothing,
-                )
-                (total / learnt).backward()  # type: ignore[no-untyped-call]
-            losses |= _by_identity(part, tree, singles)
+            losses |= self._add_gradients(part, learnt)
         return _computed(losses, sequences, started)
+
+    def _add_gradients(self, part: Sequence[Rendered], learnt: int) -> dict[int, float]:
+        """Add one pass's share of the gradient of a mean over `learnt` tokens; return the sequences' losses."""
+        tree = build_tree(part)
+        with embedding_noise(self._model, tree, self._learning.embedding_noise):
+            total, singles = self._model.loss(
+                tree,
+                chunk_tokens=self._passes.loss_chunk_tokens,
+                label_smoothing=self._learning.label_smoothing,
+            )
+            (total / learnt).backward()  # type: ignore[no-untyped-call]
+        return _by_identity(part, tree, singles)
 
     @torch.no_grad()
     def _sum_losses(self, sequences: Sequence[Rendered], on_progress: Callable[[int], None]) -> Computed:
@@ -188,9 +220,30 @@ def _computed(losses: Mapping[int, float], sequences: Sequence[Rendered], starte
     return Computed(sum(sums) / learnt, sums, learnt, tokens, time.perf_counter() - started)
 
 
-def _out_of_memory(where: str, passes: Passes, peak_bytes: int, failure: str) -> RunError:
+@contextmanager
+def told_when_out_of_memory(where: str, passes: Passes, device: torch.device) -> Iterator[None]:
+    """Tell that memory ran out where smaller passes are of no use.
+
+    Raises:
+        RunError: it ran out (`out_of_memory`).
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _out_of_memory(where, passes, device, _first_line(error)) from error
+
+
+def _out_of_memory(where: str, passes: Passes, device: torch.device, failure: str) -> RunError:
+    """Return the error for a run whose memory ran out, with nothing left to lower."""
+    peak_bytes = PeakMemory(device).bytes()
     return RunError(
         f"Memory ran out at {where}, at {peak_bytes / 1e9:.1f} GB, with {passes} and nothing to lower ({failure}).",
         fix="Free memory or lower limits.max_tokens, then resume the run; a smaller base or rank needs less, too.",
         code="out_of_memory",
     )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,166 @@
+"""What a pass costs in memory and arithmetic, from the counts of the model and of the pass."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from tunesmith.learn.passes import Passes
+from tunesmith.models.size import LinearSize, ModelSize
+from tunesmith.specs.tune import FullSpec, LoraSpec, QloraSpec, TuneSpec
+from tunesmith.train.loads import Load
+
+#: Python, torch and transformers on the CPU; cuBLAS's work space on a GPU.
+_PROCESS_BYTES = {"cpu": 560 << 20, "cuda": 96 << 20}
+#: What a layer keeps of a token for its backward pass: bytes in the model's number format for each output of its
+#: linear layers, and float32 numbers for each unit of its width (norms, residuals). Fitted to measurements.
+_KEPT_OUTPUTS, _KEPT_WIDTHS = 1.15, 5.0
+#: Gradients of activations that exist at once in a backward pass, in kept layers.
+_LAYERS_IN_BACKWARD = 1.0
+#: Copies of a block's scores in float32 that attention holds at once, and the most scores of a head that it computes.
+_SCORE_COPIES, _MAX_SCORES = 3, 1 << 22
+#: Bytes of a target's logits and their gradient for each entry of the vocabulary (number format and float32).
+_LOGIT_BYTES = 6
+_DEFAULT_LOGITS_BYTES = {"cpu": 48 << 20, "cuda": 1536 << 20}
+#: How fast optimisers pass over weights, gradients and running means, in bytes a second.
+_OPTIMISER_RATE = {"cpu": 6e9, "cuda": 1.5e12}
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Expected bytes at the peak, by what they are for.
+
+    `weights` are the base's; `trained` is what is trained on top of it, with gradients and the optimiser's state.
+    """
+
+    weights: int
+    trained: int
+    activations: int
+    attention: int
+    logits: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+    @property
+    def of_pass(self) -> int:
+        """The part that smaller passes make smaller."""
+        return self.activations + self.attention + self.logits
+
+
+class Costs:
+    """Costs of passes of one resolved spec on one base and device."""
+
+    def __init__(self, size: ModelSize, spec: TuneSpec, device: torch.device) -> None:
+        self.size = size
+        self.device = device
+        self.dtype = torch.float32 if spec.limits.dtype == "float32" else torch.bfloat16
+        self._adapter = spec.adapter
+        self._state_bytes = 2 if spec.optimisation.optimiser == "adamw_8bit" else 8
+        self._layers = max(1, size.layers)
+
+    @property
+    def trained_parameters(self) -> int:
+        """Numbers that training moves."""
+        if isinstance(self._adapter, FullSpec):
+            return self.size.parameters
+        rank, dora = self._adapter.rank, self._adapter.dora
+        low_rank = sum(
+            rank * (linear.inputs + linear.outputs) + (linear.outputs if dora else 0)
+            for linear in self.size.linears
+            if _is_adapted(linear, self._adapter)
+        )
+        whole = [linear.parameters for linear in self.size.linears if _leaf(linear) in self._adapter.modules_to_save]
+        tables = sum(name in ("embed_tokens", "lm_head", "wte") for name in self._adapter.modules_to_save)
+        return low_rank + sum(whole) + tables * self.size.vocabulary * self.size.hidden
+
+    @property
+    def optimiser_bytes(self) -> int:
+        """Bytes that the optimiser takes at its first step: running means, and float32 copies of coarse weights."""
+        copies = 4 if isinstance(self._adapter, FullSpec) and self._keeps_master else 0
+        return self.trained_parameters * (self._state_bytes + copies)
+
+    def memory(self, load: Load, passes: Passes) -> Memory:
+        """Return the expected peak of a pass."""
+        kept = self.kept_bytes_per_token
+        recomputed = min(passes.recomputed_layers, self._layers)
+        layers = self._layers - recomputed + _LAYERS_IN_BACKWARD
+        per_token = layers * kept + (recomputed + 2) * self.size.hidden * self.dtype.itemsize
+        scores = min(_MAX_SCORES, load.pairs) * self.size.attention_heads * 4
+        if passes.loss_chunk_tokens is None:
+            logits = min(
+                _DEFAULT_LOGITS_BYTES.get(self.device.type, 48 << 20), load.learnt * self.size.vocabulary * _LOGIT_BYTES
+            )
+        else:
+            logits = min(passes.loss_chunk_tokens, load.learnt) * self.size.vocabulary * _LOGIT_BYTES
+        return Memory(
+            weights=self.weight_bytes,
+            trained=self._own_bytes + self.optimiser_bytes,
+            activations=int(load.tokens * per_token),
+            attention=_SCORE_COPIES * scores,
+            logits=logits,
+            process=_PROCESS_BYTES.get(self.device.type, _PROCESS_BYTES["cpu"]),
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the base's weights in memory."""
+        whole = self.size.weight_bytes(self.dtype)
+        if not isinstance(self._adapter, QloraSpec):
+            return whole
+        # NF4: four bits a weight, a factor for 64 weights in float32, or in 8 bits (Dettmers et al. 2023, section 3).
+        factor_bytes = 0.127 / 8 if self._adapter.double_quantisation else 4 / 64
+        return int(whole - self.size.linear_parameters * (self.dtype.itemsize - 0.5 - factor_bytes))
+
+    @property
+    def kept_bytes_per_token(self) -> float:
+        """Bytes that a layer keeps of one token for its backward pass, on average."""
+        outputs = sum(linear.outputs for linear in self.size.linears) / self._layers
+        return _KEPT_OUTPUTS * outputs * self.dtype.itemsize + _KEPT_WIDTHS * self.size.hidden * 4
+
+    def operations(self, load: Load, passes: Passes) -> float:
+        """Return the floating-point operations of a pass forward and backward."""
+        forward = self.forward_operations(load)
+        # The gradients of the activations cost as much again, those of the weights too, where they are trained.
+        factor = 3 if isinstance(self._adapter, FullSpec) else 2
+        again = min(passes.recomputed_layers, self._layers) / self._layers
+        # Attention's backward pass computes the scores again (Dao et al. 2022): five products for two.
+        return forward * (factor + again) + 1.5 * self._attention_operations(load)
+
+    def forward_operations(self, load: Load) -> float:
+        """Return the floating-point operations of a pass forward."""
+        linear = 2 * self.size.linear_parameters * load.tokens
+        head = 2 * self.size.vocabulary * self.size.hidden * load.learnt
+        return linear + head + self._attention_operations(load)
+
+    def optimiser_seconds(self) -> float:
+        """Return about how long the optimiser takes for a step."""
+        rate = _OPTIMISER_RATE.get(self.device.type, _OPTIMISER_RATE["cpu"])
+        return 2 * (self._own_bytes + self.optimiser_bytes) / rate
+
+    def _attention_operations(self, load: Load) -> float:
+        """Two products of queries, keys and values; blocks compute about the whole square."""
+        return 4 * load.pairs * 2 * self.size.query_width * self._layers
+
+    @property
+    def _own_bytes(self) -> int:
+        """Bytes of what is trained beside the base's weights, and of its gradients."""
+        if isinstance(self._adapter, FullSpec):
+            return self.size.parameters * self.dtype.itemsize
+        return self.trained_parameters * (4 + 4)
+
+    @property
+    def _keeps_master(self) -> bool:
+        return isinstance(self._adapter, FullSpec) and self._adapter.rounding == "master" and self.dtype.itemsize < 4
+
+
+def _is_adapted(linear: LinearSize, adapter: LoraSpec) -> bool:
+    return adapter.target_modules == "all-linear" or _leaf(linear) in adapter.target_modules
+
+
+def _leaf(linear: LinearSize) -> str:
+    return linear.name.rsplit(".", 1)[-1]
