@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from lone_models import LONE, lone_model
 from tiny_models import FAMILIES, tiny_model
 from trees import shared_rows
 from tunesmith.chat.renderer import Rendered
@@ -15,51 +15,10 @@ from tunesmith.learn.tree import build_tree
 from tunesmith.models.quiet import quiet_libraries
 from tunesmith.models.side_by_side import why_one_by_one
 
-_SHAPE = {
-    "vocab_size": 300, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    "initializer_range": 0.2,
-}  # fmt: skip
-_EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
 
-#: Why they can't, by architecture, with what it needs beside `_SHAPE`.
-_ALONE = {
-    "mamba": ("linear_attention", {"state_size": 4}),
-    "mamba2": ("linear_attention", {"state_size": 4, "num_heads": 4, "n_groups": 1, "chunk_size": 4}),
-    "jamba": (
-        "linear_attention",
-        {"mamba_d_state": 4, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2},
-    ),
-    "lfm2": ("conv", {"full_attn_idxs": [1]}),
-    "qwen3_next": (
-        "linear_attention",
-        {
-            "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8, "shared_expert_intermediate_size": 16,
-            "layer_types": ["linear_attention", "full_attention"], **_EXPERTS,
-        },
-    ),
-    "gpt_oss": ("attention sinks", {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 16}),
-    "gptj": ("an attention of its own", {"rotary_dim": 4}),
-    "nemotron": ("layers that don't pass a layout on", {}),
-}  # fmt: skip
-
-
-def model_of(kind: str, **settings: object) -> torch.nn.Module:
-    config = AutoConfig.for_model(kind, **{**_SHAPE, **settings})
-    torch.manual_seed(0)
-    with quiet_libraries():
-        model = AutoModelForCausalLM.from_config(config).eval()
-    for name, weight in model.named_parameters():
-        if name.endswith("sinks"):
-            torch.nn.init.normal_(weight)
-    return model
-
-
-@pytest.mark.parametrize("kind", _ALONE)
+@pytest.mark.parametrize("kind", LONE)
 def test_rows_that_go_one_at_a_time_are_exact(kind):
-    why, settings = _ALONE[kind]
-    model = model_of(kind, **settings)
+    model = lone_model(kind)
     own = model.config._attn_implementation
     rows = [*shared_rows()[::3], Rendered((5,), (True,)), Rendered((7, 9), (False, True))]
     rows.append(rows[0])
@@ -83,7 +42,7 @@ def test_rows_that_go_one_at_a_time_are_exact(kind):
     with quiet_libraries():
         wrapped = TreeModel.of(model)
         loss, losses = wrapped.loss(build_tree(rows))
-    assert why in wrapped.one_by_one_because
+    assert LONE[kind][0] in wrapped.one_by_one_because
     assert model.config._attn_implementation == own
     loss.backward()
     assert loss.item() == pytest.approx(true_loss, rel=1e-5)
@@ -104,8 +63,8 @@ def test_what_takes_trees_is_recognised(family):
 def test_windows_that_attention_is_not_told_of_are_noticed():
     """Such a model slides by its mask alone, and a layout would let every token see all."""
     settings = {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 4}
-    assert "sliding windows" in why_one_by_one(model_of("phimoe", **settings))
-    assert why_one_by_one(model_of("phimoe", **settings | {"sliding_window": None})) is None
+    assert "sliding windows" in why_one_by_one(lone_model("phimoe", **settings))
+    assert why_one_by_one(lone_model("phimoe", **settings | {"sliding_window": None})) is None
 
 
 def test_layers_that_mix_neighbours_are_noticed():

@@ -8,9 +8,8 @@ holds copies that beginning's keys and values instead of computing them.
 from __future__ import annotations
 
 import itertools
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,15 +18,12 @@ import torch
 from torch import Tensor
 
 from tunesmith.chat.renderer import ChatRenderer
-from tunesmith.errors import RequestError
+from tunesmith.generate.answer import Answer
 from tunesmith.generate.cache import Chunk, SlotCache, StepLayout, whole_blocks
-from tunesmith.generate.completion import Completion, FinishReason, TokenLogprob
+from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.request import Delta, Request
-from tunesmith.generate.sampling import Choice, Sampler
-from tunesmith.generate.text import TextStream
 from tunesmith.models.attention import use_layout_attention
 from tunesmith.models.load import LoadedModel
-from tunesmith.models.projection import Projection
 
 #: A prompt that would find this many more of its tokens computed in the next step waits for it.
 _WORTH_WAITING_TOKENS = 32
@@ -45,7 +41,7 @@ class _Slot:
     count: int = 0
     computed: int = 0
     last_used: int = -1
-    active: _Active | None = None
+    active: Answer | None = None
 
     @property
     def tokens(self) -> npt.NDArray[np.int64]:
@@ -58,22 +54,7 @@ class _Slot:
         self.count += 1
 
 
-@dataclass
-class _Active:
-    """A request in flight."""
-
-    request_id: int
-    request: Request
-    sampler: Sampler
-    stream: TextStream
-    started: float
-    limit_tokens: int
-    generated: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    waiting_logprobs: list[TokenLogprob] = field(default_factory=list)
-
-
-class Engine:
+class Engine(Decoder):
     """Decodes with one model. One thread at a time may use it.
 
     With temperature 0 an answer doesn't depend on what else is in the batch, as far as the machine's matrix products
@@ -96,97 +77,30 @@ class Engine:
         max_cache_tokens: int = 131_072,
         max_prefill_tokens: int = 1024,
     ) -> None:
+        super().__init__(loaded, renderer, max_cache_tokens)
         use_layout_attention(loaded.model)
-        self.renderer = renderer
-        self._model = loaded.model
-        self._device = loaded.device
-        # The base's own configs may know ends that its chat template never writes.
-        self._end_ids = renderer.end_of_turn_ids | frozenset(loaded.end_of_turn_ids)
-        self._context_tokens = loaded.context_tokens
-        self._projection = Projection.of(loaded.model)
         self._max_batch = max_batch
         self._max_cache_tokens = max_cache_tokens
         self._max_prefill_tokens = max_prefill_tokens
         self._cache = SlotCache()
         self._slots: list[_Slot] = []
-        self._waiting: deque[tuple[int, Request]] = deque()
-        self._ids = itertools.count()
         self._placed = itertools.count()
 
     @property
     def has_work(self) -> bool:
-        """Whether a request waits or is in flight."""
+        """See `Decoder`."""
         return bool(self._waiting) or any(slot.active for slot in self._slots)
 
-    def check(self, request: Request) -> None:
-        """Refuse a request that can't be answered.
-
-        Raises:
-            RequestError: the prompt is empty or longer than the model's context, or more than one answer is asked.
-        """
-        count = len(request.prompt_ids)
-        if count == 0:
-            raise RequestError("The prompt is empty.", fix="Write at least one token.", code="empty_prompt")
-        if request.sampling.n != 1:
-            raise RequestError("The engine takes one answer a request.", fix="Use Request.expand().", param="n")
-        if count >= min(self._context_tokens, self._max_cache_tokens):
-            raise RequestError(
-                f"The prompt has {count:,} tokens; this model takes {self._context_tokens:,} with the answer.",
-                fix="Shorten the messages.",
-                code="context_length_exceeded",
-                param="messages",
-            )
-
-    def add(self, request: Request) -> int:
-        """Queue a request; return its id, which its deltas carry.
-
-        Raises:
-            RequestError: see `check`.
-        """
-        self.check(request)
-        request_id = next(self._ids)
-        self._waiting.append((request_id, request))
-        return request_id
-
     def cancel(self, request_id: int) -> None:
-        """Forget a request; it gives no further deltas. An unknown or finished id is fine."""
+        """See `Decoder`."""
         self._waiting = deque(item for item in self._waiting if item[0] != request_id)
         for slot in self._slots:
             if slot.active is not None and slot.active.request_id == request_id:
                 slot.active = None
 
-    def generate(
-        self, requests: Sequence[Request], on_done: Callable[[int, Completion], None] | None = None
-    ) -> list[Completion]:
-        """Answer all requests; completions in their order.
-
-        Args:
-            requests: one answer each.
-            on_done: called with a request's index and completion as soon as it is finished.
-
-        Raises:
-            RequestError: see `check`; nothing is generated then.
-        """
-        for request in requests:
-            self.check(request)
-        index_of = {self.add(request): index for index, request in enumerate(requests)}
-        done: dict[int, Completion] = {}
-        try:
-            while len(done) < len(requests):
-                for delta in self.step():
-                    index = index_of.get(delta.request_id)
-                    if index is not None and delta.completion is not None:
-                        done[index] = delta.completion
-                        if on_done is not None:
-                            on_done(index, delta.completion)
-        finally:  # after Ctrl-C or a failing `on_done`, nothing is left to compute for nobody
-            for request_id in index_of:
-                self.cancel(request_id)
-        return [done[index] for index in range(len(requests))]
-
     @torch.inference_mode()
     def step(self) -> list[Delta]:
-        """Compute one step; return what it added. Without work, nothing happens."""
+        """See `Decoder`."""
         self._admit()
         decoding, chunks, tokens, heads = self._plan()
         if not tokens:
@@ -214,7 +128,7 @@ class Engine:
         while self._waiting:
             request_id, request = self._waiting[0]
             prompt = np.asarray(request.prompt_ids, dtype=np.int64)
-            most = min(self._context_tokens, self._max_cache_tokens)
+            most = self._most_tokens
             total = min(len(prompt) + request.sampling.max_completion_tokens, most)
             busy = sum(slot.active is not None for slot in self._slots)
             too_much = (busy + 1) * self._needed_tokens(total) > self._max_cache_tokens
@@ -258,10 +172,7 @@ class Engine:
             self._cache.copy_prefix(shared.index(best), target, best)
         room = np.empty(total, dtype=np.int64)
         room[: len(prompt)] = prompt
-        sampling = request.sampling
-        stream = TextStream(self.renderer, sampling.stop)
-        limit = total - len(prompt)
-        active = _Active(request_id, request, Sampler(sampling), stream, time.perf_counter(), limit)
+        active = Answer(request_id, request, self.renderer, self._end_ids, total - len(prompt))
         self._slots[target] = _Slot(room, len(prompt), best, next(self._placed), active)
 
     def _make_room(self, total: int) -> None:
@@ -320,46 +231,12 @@ class Engine:
             slot = self._slots[slot_index]
             active = slot.active
             assert active is not None
-            deltas.append(self._take(slot, active, active.sampler.choose(row, likeliest)))
+            choice = active.sampler.choose(row, likeliest)
+            slot.append(choice.token_id)
+            deltas.append(active.take(choice))
+            if deltas[-1].completion is not None:
+                slot.active = None
         return deltas
-
-    def _take(self, slot: _Slot, active: _Active, choice: Choice) -> Delta:
-        active.generated.append(choice.token_id)
-        slot.append(choice.token_id)
-        is_end = choice.token_id in self._end_ids
-        text = "" if is_end else active.stream.add(choice.token_id)
-        if active.request.sampling.logprobs and not is_end:
-            active.waiting_logprobs.append(self._token_logprob(choice))
-        reason: FinishReason | None = None
-        if is_end or active.stream.is_stopped:
-            reason = "stop"
-        elif len(active.generated) >= active.limit_tokens:
-            reason = "length"
-        if reason is not None:
-            text += active.stream.finish()
-        logprobs: tuple[TokenLogprob, ...] = ()
-        if text or reason is not None:  # tokens whose text is held back wait with it
-            logprobs = tuple(active.waiting_logprobs)
-            active.logprobs += logprobs
-            active.waiting_logprobs = []
-        if reason is None:
-            return Delta(active.request_id, text, logprobs)
-        slot.active = None
-        completion = Completion(
-            text=active.stream.text,
-            token_ids=tuple(active.generated),
-            finish_reason=reason,
-            prompt_tokens=len(active.request.prompt_ids),
-            seconds=time.perf_counter() - active.started,
-            logprobs=tuple(active.logprobs),
-        )
-        return Delta(active.request_id, text, logprobs, completion)
-
-    def _token_logprob(self, choice: Choice) -> TokenLogprob:
-        token_text, token_bytes = self.renderer.token_text, self.renderer.token_bytes
-        top = tuple((i, token_text(i), token_bytes(i), logprob) for i, logprob in choice.top)
-        chosen = choice.token_id
-        return TokenLogprob(chosen, token_text(chosen), token_bytes(chosen), choice.logprob, top)
 
 
 def _common(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> int:

@@ -13,7 +13,7 @@ from tunesmith.data.examples import Conversation
 from tunesmith.evaluate.arms import Arm
 from tunesmith.evaluate.comparison import ArmResult, score_arm
 from tunesmith.evaluate.measure import Measure, choose_measure
-from tunesmith.generate.engine import Engine
+from tunesmith.generate.choice import decoder_for
 from tunesmith.generate.request import Request
 from tunesmith.learn.step import TreeModel
 from tunesmith.learn.tree import build_tree
@@ -61,7 +61,7 @@ class Proof:
 
     def measure_arm(self, arm: Arm) -> ArmResult:
         """Ask the model every test row by way of `arm`, greedily, and score the answers."""
-        engine = Engine(self._loaded, self._renderer, max_batch=self._spec.batch_size)
+        engine = decoder_for(self._loaded, self._renderer, max_batch=self._spec.batch_size)
         sampling = SamplingSpec(max_completion_tokens=self._max_output_tokens)
         requests = [Request(self._renderer.for_generation(asked), sampling) for asked in arm.requests(self.rows)]
         done = 0

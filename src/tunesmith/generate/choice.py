@@ -1,0 +1,29 @@
+"""The one place that chooses how a model answers."""
+
+from __future__ import annotations
+
+from tunesmith.chat.renderer import ChatRenderer
+from tunesmith.generate.decoder import Decoder
+from tunesmith.generate.engine import Engine
+from tunesmith.generate.one_by_one import OneByOne
+from tunesmith.models.load import LoadedModel
+from tunesmith.models.side_by_side import why_one_by_one
+
+
+def decoder_for(
+    loaded: LoadedModel, renderer: ChatRenderer, *, max_batch: int = 32, max_cache_tokens: int = 131_072
+) -> Decoder:
+    """Return what answers with `loaded`: many requests side by side, or one after the other where it must be.
+
+    Args:
+        loaded: the model.
+        renderer: its chat renderer.
+        max_batch: requests computed side by side.
+        max_cache_tokens: bound on the tokens held in the cache.
+
+    Raises:
+        ModelError: its logits aren't a projection of its last hidden states.
+    """
+    if why_one_by_one(loaded.model) is None:
+        return Engine(loaded, renderer, max_batch=max_batch, max_cache_tokens=max_cache_tokens)
+    return OneByOne(loaded, renderer, max_cache_tokens)
