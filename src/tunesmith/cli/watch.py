@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.text import Text
 
@@ -72,8 +72,7 @@ class Watcher(Observer):
                     self._screen.progress.print(Text(event.message))
             case "evaluation":
                 self._bars.stop()
-                low, value, high = (100 * data[key] for key in ("low", "score", "high"))
-                words = f"{data['measure']} {value:.0f}", f" of 100 ({low:.0f} to {high:.0f})"
+                words = _score(data)
                 self._screen.say(Text.assemble(f"{data['name']}: ", (words[0], "name"), words[1]))
             case "run_resumed" | "early_stop":
                 self._bars.stop()
@@ -109,3 +108,11 @@ class Watcher(Observer):
             self._begun.add(name)
             self._bars.stop()
             self._on_section(name)
+
+
+def _score(figures: Mapping[str, Any]) -> tuple[str, str]:
+    """Return an arm's score and, apart from it, its interval."""
+    low, value, high = (figures[key] for key in ("low", "score", "high"))
+    if figures["measure"] == "perplexity":
+        return f"perplexity {value:.1f}", f" ({low:.1f} to {high:.1f}; lower is better)"
+    return f"{figures['measure']} {100 * value:.0f}", f" of 100 ({100 * low:.0f} to {100 * high:.0f})"

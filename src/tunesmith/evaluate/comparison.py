@@ -81,7 +81,7 @@ class ArmResult:
         name: the arm's short name.
         description: what it does, in a few words.
         measure: how the answers were scored.
-        score: the primary score with its interval.
+        score: the primary score with its interval; higher is better (for perplexity it is the log-likelihood).
         secondary: further scores by name with their intervals.
         fields: for JSON, each field's score.
         row_scores: the primary score of each row, in the rows' order.
@@ -106,6 +106,11 @@ class ArmResult:
         """Number of test rows."""
         return len(self.row_scores)
 
+    @property
+    def score_as_read(self) -> Interval:
+        """The primary score as people read it."""
+        return self.measure.as_read(self.score)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data, without the answers' texts."""
         return {
@@ -113,7 +118,7 @@ class ArmResult:
             "description": self.description,
             "measure": self.measure.name,
             "rows": self.rows,
-            **self.score.to_json(),
+            **self.score_as_read.to_json(),
             "secondary": {name: interval.to_json() for name, interval in self.secondary.items()},
             "fields": [item.to_json() for item in self.fields],
             "row_scores": list(self.row_scores),
@@ -129,7 +134,7 @@ class Difference:
     Attributes:
         baseline: the first arm's name.
         candidate: the second arm's name.
-        difference: mean of the differences, in the primary score's unit (0 to 1).
+        difference: mean of the differences, in the primary score's unit (0 to 1; for perplexity nats a token).
         low: lower bound of its paired interval.
         high: upper bound of its paired interval.
         p_value: two-sided, of the hypothesis that the arms are equally good.

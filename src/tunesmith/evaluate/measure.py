@@ -1,18 +1,20 @@
-"""Which score fits the data: exact JSON, accuracy over labels, or closeness of texts."""
+"""Which score fits the data: exact JSON, accuracy over labels, closeness of texts, or perplexity of documents."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from tunesmith.evaluate.statistics import Interval
 from tunesmith.grade.grader import Grade, Grader
 from tunesmith.grade.json_object import JsonGrader, parse_json
 from tunesmith.grade.label import LabelGrader, normalise_label
 from tunesmith.grade.text import TextGrader
 
-MeasureKind = Literal["json", "label", "text"]
+MeasureKind = Literal["json", "label", "text", "perplexity"]
 
 #: Share of the answers that must read as JSON for the `json` measure.
 JSON_SHARE = 0.95
@@ -20,11 +22,15 @@ JSON_SHARE = 0.95
 LABEL_WORDS = 8
 LABEL_COUNT = 100
 
-_PRIMARY = {"json": "exact match", "label": "accuracy", "text": "chrF"}
+#: exp of more than this is no number any more.
+_MOST_NATS = 709.0
+
+_PRIMARY = {"json": "exact match", "label": "accuracy", "text": "chrF", "perplexity": "perplexity"}
 _SECONDARY = {
     "json": ("valid JSON", "field F1"),
     "label": ("macro F1",),
     "text": ("ROUGE-L", "exact match", "loss on the reference"),
+    "perplexity": ("bits per byte",),
 }
 
 
@@ -33,7 +39,7 @@ class Measure:
     """How answers are scored.
 
     Attributes:
-        kind: `json`, `label` or `text`.
+        kind: `json`, `label`, `text`, or for documents `perplexity`.
         reason: why this one, a whole sentence.
         labels: for `label`, the known labels, normalised and sorted.
     """
@@ -44,7 +50,7 @@ class Measure:
 
     @property
     def name(self) -> str:
-        """The primary score's name: `exact match`, `accuracy` or `chrF`."""
+        """The primary score's name: `exact match`, `accuracy`, `chrF` or `perplexity`."""
         return _PRIMARY[self.kind]
 
     @property
@@ -55,10 +61,21 @@ class Measure:
     @property
     def is_binary(self) -> bool:
         """Whether each row is simply right or wrong."""
-        return self.kind != "text"
+        return self.kind in ("json", "label")
+
+    def as_read(self, score: Interval) -> Interval:
+        """Return a primary score as people read it: log-likelihoods as perplexities, others as they are."""
+        if self.kind != "perplexity":
+            return score
+        value, low, high = (perplexity(-bound) for bound in (score.value, score.high, score.low))
+        return replace(score, value=value, low=low, high=high)
 
     def grader(self) -> Grader:
-        """Return the grader that scores one answer."""
+        """Return the grader that scores one answer.
+
+        Raises:
+            ValueError: for `perplexity`, where there are no answers.
+        """
         match self.kind:
             case "json":
                 return JsonGrader()
@@ -66,6 +83,8 @@ class Measure:
                 return LabelGrader(frozenset(self.labels))
             case "text":
                 return TextGrader()
+            case "perplexity":
+                raise ValueError("perplexity comes from losses; there are no answers to grade")
 
     def grade(self, answer: str, reference: str) -> Grade:
         """Score one answer; `Grade.score` is the primary score of the row."""
@@ -74,6 +93,11 @@ class Measure:
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         return {"kind": self.kind, "name": self.name, "reason": self.reason, "labels": list(self.labels)}
+
+
+def perplexity(nats_per_token: float) -> float:
+    """Return exp of a mean loss: among how many equally likely tokens a model is torn; infinite beyond all numbers."""
+    return math.exp(nats_per_token) if nats_per_token < _MOST_NATS else math.inf
 
 
 def choose_measure(answers: Sequence[str], asked: Literal["auto", "json", "label", "text"] = "auto") -> Measure:

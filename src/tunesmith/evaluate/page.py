@@ -35,12 +35,13 @@ def render_page(report: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], c
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(clip=_clip, number=_number, fact=_fact, words=lambda name: str(name).replace("_", " "))
     template = environment.from_string(files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8"))
-    binary = not report["measure"] or report["measure"]["kind"] != "text"
+    kind = report["measure"]["kind"] if report["measure"] else "json"
     drawing = draw_curves(curves) if curves else None
     return template.render(
         report=report,
         badge=_BADGES[report["verdict"]["kind"]],
-        binary=binary,
+        binary=kind in ("json", "label"),
+        is_perplexity=kind == "perplexity",
         # The drawing is ours: numbers and fixed words only, nothing from a row.
         drawing=Markup(drawing) if drawing else None,  # noqa: S704
         secondary=_secondary_names(report["arms"]),

@@ -10,17 +10,21 @@ The rule, with d = tuned minus the best untuned arm on the same rows, its paired
    says that tuning gains less than one point:            tuning isn't needed
 5. anything else:                                         not enough evidence, with the rows it would take
 
+For perplexity d is in nats a token: one point is about one per cent of perplexity, and rule 4's 95 % never holds.
+
 "The test agrees" when its p-value is below 1 - confidence. Interval and test must both speak, because with a handful of
 rows either alone can be hasty.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunesmith.evaluate.comparison import ArmResult, Difference, compare
+from tunesmith.evaluate.measure import perplexity
 
 VerdictKind = Literal["ship", "dont_ship", "not_enough_evidence", "tuning_not_needed"]
 
@@ -83,12 +87,18 @@ def decide(tuned: ArmResult, untuned: Sequence[ArmResult], *, confidence: float 
         "tuning_not_needed": f"tuning isn't needed, use {best.name}",
         "not_enough_evidence": _evidence_wanted(difference),
     }
-    reasons = (_difference_reason(difference), *_cautions(tuned, best, kind))
+    explain = _perplexity_reason if tuned.measure.kind == "perplexity" else _difference_reason
+    reasons = (explain(difference), *_cautions(tuned, best, kind))
     return Verdict(kind, f"{facts}: {endings[kind]}.", reasons, difference)
 
 
 def show_score(value: float, arm: ArmResult) -> str:
-    """Return a primary score as people read it: `86 %` for shares of rows, `45.1` for graded scores (times 100)."""
+    """Return a primary score as people read it.
+
+    `86 %` for shares of rows, `45.1` for graded scores (times 100), `23.4` for perplexities.
+    """
+    if arm.measure.kind == "perplexity":
+        return f"{perplexity(-value):.1f}"
     if not arm.measure.is_binary:
         return f"{100 * value:.1f}"
     # 199 of 200 aren't 100 %, and 1 of 300 isn't 0 %.
@@ -119,6 +129,10 @@ def _achieves(arm: ArmResult) -> str:
             return f"gets {show_score(arm.score.value, arm)} of {rows} right ({low} to {high} %)"
         case "text":
             return f"scores {show_score(arm.score.value, arm)} {arm.measure.name} on {rows} ({low} to {high})"
+        case "perplexity":
+            read = arm.score_as_read
+            passages = f"{arm.rows:,} unseen passage" + ("s" if arm.rows != 1 else "")
+            return f"has a perplexity of {read.value:.1f} on {passages} ({read.low:.1f} to {read.high:.1f})"
 
 
 def _short_score(arm: ArmResult) -> str:
@@ -150,6 +164,17 @@ def _difference_reason(difference: Difference) -> str:
         f"On the same rows, the tuned model is {is_better} {difference.baseline} "
         f"({100 * difference.confidence:.0f} % interval {low:+.1f} to {high:+.1f}, p = {_show_p(difference.p_value)}; "
         f"{difference.better:,} rows better, {difference.worse:,} worse)."
+    )
+
+
+def _perplexity_reason(difference: Difference) -> str:
+    """Say the paired difference as a change of perplexity."""
+    mean, low, high = (100 * math.expm1(-value) for value in (difference.difference, difference.high, difference.low))
+    changed = f"{abs(mean):.1f} % {'lower' if mean < 0 else 'higher'} than" if mean else "exactly that of"
+    return (
+        f"On the same passages, the tuned model's perplexity is {changed} {difference.baseline} "
+        f"({100 * difference.confidence:.0f} % interval {low:+.1f} to {high:+.1f} %, "
+        f"p = {_show_p(difference.p_value)}; {difference.better:,} passages better, {difference.worse:,} worse)."
     )
 
 

@@ -34,7 +34,7 @@ class TrainFigures(Spec):
 
 
 class Score(Spec):
-    """A score from 0 to 1 with its confidence interval."""
+    """A score from 0 to 1, or a perplexity (lower is better), with its confidence interval."""
 
     score: float = Field(description="The score.")
     low: float = Field(description="Lower end of the interval.")
@@ -44,8 +44,8 @@ class Score(Spec):
 class EvaluationFigures(Spec):
     """Base against tuned on the locked test rows."""
 
-    measure: str = Field(description="What was measured (`exact match`, `accuracy`, `chrF`).")
-    rows: int = Field(description="Test rows.")
+    measure: str = Field(description="What was measured (`exact match`, `accuracy`, `chrF`, `perplexity`).")
+    rows: int = Field(description="Test rows; of documents, passages of at most 256 tokens.")
     base: Score | None = Field(description="The untuned base; null when it wasn't measured.")
     tuned: Score = Field(description="The tuned model.")
 
