@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.models.embedded import EMBEDDED
 
 
-def model_card(name: str, base: str, label: str, summary: Mapping[str, Any]) -> str:
+def model_card(
+    name: str, base: str, label: str, summary: Mapping[str, Any], kind: Literal["adapter", "model"] = "adapter"
+) -> str:
     """Return the card in Markdown.
 
     Args:
@@ -18,19 +20,28 @@ def model_card(name: str, base: str, label: str, summary: Mapping[str, Any]) -> 
         label: the user's name for it.
         summary: `data`, `train`, `evaluation` as `tune --json` shows them, `verdict` (with its `sentence`), `system`
             (the system prompt of the training rows); what is absent is left out.
+        kind: what stands beside the card.
     """
     parts = [
         f"# {label}",
-        f"""`{name}` is an adapter for the base model `{base}`, tuned with Tunesmith.
-It is in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`.""",
+        _what_it_is(name, base, kind),
         _table("Data", ("rows", "train", "validation", "test", "dropped"), summary.get("data")),
         _table("Training", ("rows", "tokens", "seconds", "steps", "loss"), summary.get("train")),
         _results(summary.get("evaluation")),
         _verdict(summary.get("verdict")),
         _usage(name, summary.get("system")),
-        _licence(base),
+        _licence(base, kind),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _what_it_is(name: str, base: str, kind: Literal["adapter", "model"]) -> str:
+    """Return the first paragraph."""
+    if kind == "model":
+        return f"""`{name}` was tuned from the base model `{base}` with Tunesmith; all of its weights were trained.
+This folder holds the whole model, as `transformers` reads it."""
+    return f"""`{name}` is an adapter for the base model `{base}`, tuned with Tunesmith.
+It is in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`."""
 
 
 def _table(title: str, keys: tuple[str, ...], values: Any) -> str:
@@ -80,11 +91,11 @@ print(answer.choices[0].message.content)
 Or in the terminal: `tunesmith chat {name}`."""
 
 
-def _licence(base: str) -> str:
+def _licence(base: str, kind: Literal["adapter", "model"]) -> str:
     """Return the note on licences."""
     known = EMBEDDED.get(base)
     base_note = f"The base is under {known.licence}." if known else "The base's own licence holds for its weights."
-    return f"## Licence\n\n{base_note} The adapter also carries traces of its training data, whose terms you know best."
+    return f"## Licence\n\n{base_note} The {kind} also carries traces of its training data, whose terms you know best."
 
 
 def _shown(value: Any) -> str:

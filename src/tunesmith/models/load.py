@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.errors import ModelError
+from tunesmith.models.quantised import Nf4, quantise_linears
 from tunesmith.models.quiet import quiet_libraries
 from tunesmith.models.resolve import BaseSource
 from tunesmith.models.weights import damaged_weights
@@ -37,6 +38,7 @@ class LoadedModel:
         context_tokens: the longest row that it can take.
         end_of_turn_ids: tokens after which an answer is complete, in ascending order.
         family: the architecture as transformers calls it (`llama`, `qwen3`).
+        quantisation: how its linear layers are kept in 4 bits, with the number format that they came from; None: plain.
     """
 
     model: Any
@@ -47,6 +49,7 @@ class LoadedModel:
     context_tokens: int
     end_of_turn_ids: tuple[int, ...]
     family: str
+    quantisation: Nf4 | None = None
 
 
 def load_base(
@@ -55,6 +58,7 @@ def load_base(
     device: torch.device | str | None = None,
     *,
     attention: str | None = None,
+    quantisation: Nf4 | None = None,
 ) -> LoadedModel:
     """Load a resolved base. No network, no code of the model's own, no pickles, no chatter.
 
@@ -63,17 +67,27 @@ def load_base(
         dtype: number format; `auto` as in `choose_dtype`.
         device: where to; the first GPU if there is one, else the CPU.
         attention: name of a registered attention function of transformers; its own choice by default.
+        quantisation: keep the linear layers in 4 bits. `dtype="auto"` then means the format that they came from, if
+            `quantisation` names it.
 
     Raises:
-        ModelError: the architecture isn't a decoder that transformers knows, weights are missing or damaged.
+        ModelError: the architecture isn't a decoder that transformers knows, weights are missing or damaged, or
+            `bitsandbytes` isn't installed and the layers are to be kept in 4 bits.
     """
     place = torch.device(device) if device is not None else default_device()
-    number_format = choose_dtype(dtype, place)
+    number_format = file_format = choose_dtype(dtype, place)
+    if quantisation is not None:
+        file_format = choose_dtype(quantisation.dtype, place) if quantisation.dtype != "auto" else number_format
+        number_format = file_format if dtype == "auto" else number_format
+        quantisation = replace(quantisation, dtype="float32" if file_format == torch.float32 else "bfloat16")
     with quiet_libraries():
         tokenizer = load_tokenizer(source.folder)
-        model = _load_weights(source.folder, number_format, attention)
+        model = _load_weights(source.folder, file_format, attention)
     model.requires_grad_(False)
     model.eval()
+    if quantisation is not None:
+        quantise_linears(model, double_quantisation=quantisation.double_quantisation, device=place)
+        model.to(number_format)
     model.to(place)
     return LoadedModel(
         model=model,
@@ -84,6 +98,7 @@ def load_base(
         context_tokens=_context_tokens(model.config, tokenizer),
         end_of_turn_ids=_end_of_turn_ids(model, tokenizer),
         family=str(model.config.model_type),
+        quantisation=quantisation,
     )
 
 

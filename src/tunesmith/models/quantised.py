@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,42 @@ from tunesmith.errors import ModelError
 
 #: Weights that share one factor.
 BLOCK_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Nf4:
+    """How the linear layers of a base are kept in 4 bits.
+
+    The same base under the same settings gives the same weights, so an adapter is served on those it was trained on.
+
+    Attributes:
+        double_quantisation: the blocks' factors are quantised too.
+        dtype: number format of the weights that are quantised; `auto`: the one that the base is loaded in.
+    """
+
+    double_quantisation: bool
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, for a model's manifest."""
+        return {"format": "nf4", "block_size": BLOCK_SIZE, "double": self.double_quantisation, "dtype": self.dtype}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str) -> Nf4:
+        """Read what `to_json` gave.
+
+        Raises:
+            ModelError: this release keeps weights in another way.
+        """
+        found = cls(bool(value.get("double")), value.get("dtype", "auto"))
+        if found.to_json() != dict(value):
+            raise ModelError(
+                "This model was trained on a base that was quantised in a way that isn't known here.",
+                where=where,
+                fix="Use the release of Tunesmith that it was trained with.",
+                code="unknown_quantisation",
+            )
+        return found
 
 
 class Nf4Linear(nn.Module):
@@ -37,9 +74,11 @@ class Nf4Linear(nn.Module):
         """
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight = linear.weight.detach().to(device).contiguous()
+        weight = linear.weight.detach().to(device)
+        # One block a row: where blocks cross rows, bitsandbytes 0.50 brings some back with a neighbour's factor (CPU).
+        blocks = nn.functional.pad(weight.flatten(), (0, -weight.numel() % BLOCK_SIZE)).view(-1, BLOCK_SIZE)
         packed, self._state = _functional().quantize_4bit(
-            weight, blocksize=BLOCK_SIZE, compress_statistics=double_quantisation, quant_type="nf4"
+            blocks, blocksize=BLOCK_SIZE, compress_statistics=double_quantisation, quant_type="nf4"
         )
         self._dtype = weight.dtype
         self.register_buffer("packed", packed, persistent=False)
@@ -48,7 +87,9 @@ class Nf4Linear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weights in the layer's number format, (out, in)."""
-        return cast(Tensor, _functional().dequantize_4bit(self.packed, self._state).to(self._dtype))
+        blocks: Tensor = _functional().dequantize_4bit(self.packed, self._state).to(self._dtype)
+        size = self.out_features * self.in_features
+        return blocks.flatten()[:size].view(self.out_features, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
@@ -87,7 +128,7 @@ def quantise_linears(
 ) -> list[str]:
     """Quantise a model's linear layers but the output layer, in place, one after the other; return their names.
 
-    Each layer's old weights are let go before the next layer is touched. Layers of an odd width stay as they are.
+    Each layer's old weights are let go before the next layer is touched.
 
     Args:
         model: it may lie elsewhere than `device`; what isn't quantised stays where it is.
@@ -98,11 +139,7 @@ def quantise_linears(
         ModelError: `bitsandbytes` isn't installed.
     """
     output = model.get_output_embeddings()
-    names = [
-        name
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and module is not output and module.in_features % 2 == 0
-    ]
+    names = [name for name, module in model.named_modules() if type(module) is nn.Linear and module is not output]
     for name in names:
         linear = cast(nn.Linear, model.get_submodule(name))
         quantised = Nf4Linear(linear, double_quantisation=double_quantisation, device=device)

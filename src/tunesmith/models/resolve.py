@@ -26,7 +26,7 @@ class BaseSource:
     Attributes:
         name: what names it again later: an embedded name, a Hub id with its revision, or an absolute path.
         folder: config, tokenizer and safetensors.
-        origin: where it came from.
+        origin: where it came from; `version`: a tuned model that is whole in itself.
         sha256: identifies the content: of the GGUF file, or the folder's fingerprint.
         short_name: a plain word for `ft:` names, such as `smollm2-135m`.
         revision: the Hub's commit.
@@ -34,7 +34,7 @@ class BaseSource:
 
     name: str
     folder: Path
-    origin: Literal["embedded", "folder", "gguf", "hub"]
+    origin: Literal["embedded", "folder", "gguf", "hub", "version"]
     sha256: str
     short_name: str
     revision: str | None = None
@@ -42,7 +42,7 @@ class BaseSource:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A base, and the tuned version on top of it if one was named."""
+    """What to load, and the tuned version if one was named: an adapter on top of it, or the model itself."""
 
     base: BaseSource
     version: ModelVersion | None
@@ -110,7 +110,12 @@ def resolve_model(name: str, home: Home) -> ResolvedModel:
                 return ResolvedModel(resolve_base(name, home), None)
             raise _unknown_name(name, [*(v.label for v in list_versions(home)), *EMBEDDED], "model") from error
         raise
-    base = resolve_base(version.made.base, home)
+    made = version.made
+    if made.kind == "model":
+        return ResolvedModel(
+            BaseSource(made.base, version.folder, "version", made.base_sha256, made.base_short_name), version
+        )
+    base = resolve_base(made.base, home)
     if base.sha256 != version.made.base_sha256:
         raise ModelError(
             f"The base of this model has changed since it was tuned: {version.made.base}.",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.errors import ModelError
 from tunesmith.models.card import model_card
@@ -15,7 +15,6 @@ from tunesmith.record.atomic import new_folder, remove_folder, write_json, write
 from tunesmith.record.hashing import sha256_file, sha256_json
 from tunesmith.record.home import Home
 
-ADAPTER = "adapter_model.safetensors"
 _MANIFEST = "manifest.json"
 _ID_LENGTH = 8
 
@@ -35,6 +34,8 @@ class Candidate:
         template_sha256: hash of the chat renderer that it was trained with; serving insists on the same.
         summary: counts and results (`data`, `train`, `evaluation`, `verdict`) and the `system` prompt of the training
             rows, for people and for `chat`.
+        kind: what is registered: an `adapter` for the base, or a whole `model`.
+        quantisation: how the base's weights are kept in fewer bits under the adapter; None: they are plain.
     """
 
     base: str
@@ -46,6 +47,8 @@ class Candidate:
     data_sha256: str
     template_sha256: str
     summary: Mapping[str, Any] = field(default_factory=dict)
+    kind: Literal["adapter", "model"] = "adapter"
+    quantisation: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,8 @@ def register(candidate: Candidate, fill: Callable[[Path], None], chat_template: 
 
     Args:
         candidate: what the run says about it.
-        fill: writes `adapter_model.safetensors` and `adapter_config.json` (PEFT's format) into a folder.
+        fill: writes `adapter_model.safetensors` and `adapter_config.json` (PEFT's format), or a whole model, into a
+            folder.
         chat_template: the template that it was trained with, in Jinja.
         home: where models are kept.
 
@@ -94,10 +98,10 @@ def register(candidate: Candidate, fill: Callable[[Path], None], chat_template: 
     with new_folder(staged, rename_to=lambda: _required(version).folder, if_exists="keep") as part:
         fill(part)
         write_text(part / "chat_template.jinja", chat_template)
-        version_id = _id_of(candidate, sha256_file(part / ADAPTER))
+        version_id = _id_of(candidate, {path.name: sha256_file(path) for path in part.glob("*.safetensors")})
         label = candidate.label or candidate.run
         name = f"ft:{candidate.base_short_name}:local:{label}:{version_id}"
-        write_text(part / "README.md", model_card(name, candidate.base, label, candidate.summary))
+        write_text(part / "README.md", model_card(name, candidate.base, label, candidate.summary, candidate.kind))
         files = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
         version = ModelVersion(version_id, name, created, files, home.models / f"{label}-{version_id}", candidate)
@@ -179,7 +183,7 @@ def verify(version: ModelVersion) -> None:
             raise _changed(file, "is missing") from error
         if found != sha256:
             raise _changed(file, "isn't the file that was registered")
-    if version.id != _id_of(version.made, version.files.get(ADAPTER, "")):
+    if version.id != _id_of(version.made, version.files):
         raise _changed(version.folder / _MANIFEST, "isn't the one that was registered")
 
 
@@ -192,12 +196,13 @@ def delete_version(version: ModelVersion) -> None:
     remove_folder(version.folder)
 
 
-def _id_of(candidate: Candidate, adapter_sha256: str) -> str:
-    """Return the id of a model: a hash over its weights and what they came from."""
+def _id_of(candidate: Candidate, files: Mapping[str, str]) -> str:
+    """Return the id of a model: a hash over its weights (of `files`, hashes by name) and what they came from."""
     facts = asdict(candidate)
     # What was measured and how it is called don't make it another model.
     del facts["summary"], facts["label"], facts["base"], facts["base_short_name"]
-    return sha256_json([facts, adapter_sha256])[:_ID_LENGTH]
+    weights = {name: sha256 for name, sha256 in files.items() if name.endswith(".safetensors")}
+    return sha256_json([facts, weights])[:_ID_LENGTH]
 
 
 def _folders(home: Home) -> list[Path]:

@@ -25,7 +25,7 @@ from tunesmith.runs.pinned_data import PinnedData
 from tunesmith.runs.result import RunResult
 from tunesmith.runs.workshop import Base
 from tunesmith.specs.results import DataCounts, EvaluationFigures, Score, TrainFigures, TuneFigures
-from tunesmith.specs.tune import TuneSpec
+from tunesmith.specs.tune import FullSpec, TuneSpec
 from tunesmith.train.loop import Outcome
 from tunesmith.train.plan import Plan
 
@@ -95,6 +95,8 @@ def _register(run: Finished, summary: Mapping[str, Any], home: Home) -> ModelVer
         data_sha256=str(run.data.report["content_hash"]),
         template_sha256=run.base.renderer.template_hash,
         summary=summary,
+        kind="model" if isinstance(run.spec.adapter, FullSpec) else "adapter",
+        quantisation=quantisation.to_json() if (quantisation := run.base.loaded.quantisation) else None,
     )
 
     def fill(folder: Path) -> None:

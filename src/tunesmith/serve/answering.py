@@ -17,6 +17,7 @@ from tunesmith.generate.engine import Engine
 from tunesmith.generate.request import Request
 from tunesmith.models.adapters.lora import load_lora
 from tunesmith.models.load import DtypeName, LoadedModel, load_base
+from tunesmith.models.quantised import Nf4
 from tunesmith.models.resolve import resolve_model
 from tunesmith.models.versions import ModelVersion, verify
 from tunesmith.record.hashing import sha256_json
@@ -38,7 +39,7 @@ class OpenModel:
 
     Attributes:
         name: the base's name or the tuned version's `ft:` name.
-        loaded: base weights, the adapter already folded in.
+        loaded: the weights, with the adapter folded in, or beside them if they are in 4 bits.
         renderer: turns conversations into tokens exactly as training did.
         engine: for a caller that answers in its own thread; one thread at a time.
         version: the tuned version; None for a base.
@@ -108,7 +109,8 @@ def open_model(name: str, home: Home, *, dtype: DtypeName = "auto", limits: Engi
     Args:
         name: an embedded name, a folder, a `.gguf` file, a Hub id, or a tuned version's `ft:` name, id or label.
         home: where tuned versions and converted bases are kept.
-        dtype: number format; `auto` is bfloat16 where the hardware multiplies it quickly.
+        dtype: number format; `auto` is bfloat16 where the hardware multiplies it quickly, and for a version that was
+            trained on weights in 4 bits the format that it was trained in.
         limits: of its engine.
 
     Raises:
@@ -119,10 +121,13 @@ def open_model(name: str, home: Home, *, dtype: DtypeName = "auto", limits: Engi
     found = resolve_model(name, home)
     if found.version is not None:
         verify(found.version)
-    loaded = load_base(found.base, dtype)
+    loaded = load_base(found.base, dtype, quantisation=_quantisation(found.version))
     renderer = _renderer(loaded, found.version)
-    if found.version is not None:
-        load_lora(loaded.model, found.version.folder).merge()
+    if found.version is not None and found.version.made.kind == "adapter":
+        adapter = load_lora(loaded.model, found.version.folder)
+        # Weights in 4 bits stay so, as they were when the model was proved.
+        if loaded.quantisation is None:
+            adapter.merge()
     limits = limits or EngineLimits()
     return OpenModel(
         name=name_of(found.base.name, found.version),
@@ -132,6 +137,17 @@ def open_model(name: str, home: Home, *, dtype: DtypeName = "auto", limits: Engi
         version=found.version,
         limits=limits,
     )
+
+
+def _quantisation(version: ModelVersion | None) -> Nf4 | None:
+    """Return how the base was kept when the version was trained.
+
+    Raises:
+        ModelError: this release can't keep it so.
+    """
+    if version is None or version.made.quantisation is None:
+        return None
+    return Nf4.from_json(version.made.quantisation, version.name)
 
 
 def name_of(base: str, version: ModelVersion | None) -> str:

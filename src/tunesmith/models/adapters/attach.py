@@ -7,8 +7,13 @@ from transformers import PreTrainedModel
 from tunesmith.models.adapters.adapter import Adapter
 from tunesmith.models.adapters.full import train_fully
 from tunesmith.models.adapters.lora import add_lora
-from tunesmith.models.quantised import quantise_linears
+from tunesmith.models.quantised import Nf4, quantise_linears
 from tunesmith.specs.tune import AdapterSpec, FullSpec, QloraSpec
+
+
+def base_quantisation(spec: AdapterSpec) -> Nf4 | None:
+    """Return how the base is loaded for an adapter of this kind; None: plain."""
+    return Nf4(spec.double_quantisation) if isinstance(spec, QloraSpec) else None
 
 
 def add_adapter(model: PreTrainedModel, spec: AdapterSpec) -> Adapter:
