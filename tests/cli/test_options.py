@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.cli.options import field_at, nested, parse_assignments, parse_pairs, setting_paths
+from tunesmith.cli.options import field_at, nested, option_field, parse_assignments, parse_pairs, setting_paths
 from tunesmith.cli.reading import DATA_FLAGS, TUNE_FLAGS, Asked, data_spec, tune_spec
 from tunesmith.errors import SpecError
 from tunesmith.specs.data import SourceSpec
@@ -131,3 +132,22 @@ def test_data_is_one_file_or_several(data: object):
     with pytest.raises(SpecError) as caught:
         TuneSpec.parse({"data": data})
     assert (caught.value.param or "").startswith("data")
+
+
+def test_the_kind_of_a_choice_shows_every_kind():
+    field = option_field(TuneSpec, "adapter.kind")
+    assert get_args(field.annotation) == ("lora", "qlora", "full")
+    assert field.default == "lora"
+    assert field.description == TuneSpec.model_fields["adapter"].description
+    assert option_field(TuneSpec, "adapter.rank") is field_at(TuneSpec, "adapter.rank")
+
+
+@pytest.mark.parametrize("before", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("after", ["lora", "qlora", "full"])
+def test_another_kind_than_the_spec_files_keeps_what_both_have(tmp_path: Path, before: str, after: str):
+    rank = {} if before == "full" else {"rank": 8}
+    TuneSpec.parse({"data": "rows.jsonl", "adapter": {"kind": before, **rank}}).write_yaml(tmp_path / "spec.yaml")
+    adapter = tune_spec(Asked(None, spec_file=tmp_path / "spec.yaml"), {"adapter.kind": after}).adapter
+    assert adapter.kind == after
+    if after != "full":
+        assert adapter.rank == (16 if before == "full" else 8)

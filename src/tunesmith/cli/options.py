@@ -36,7 +36,7 @@ def takes_settings(
         flags: the option's name for each field's dotted path: `{"optimisation.epochs": "--epochs"}`.
         panel: heading of these options in the help.
     """
-    options = {path: _parameter(field_at(spec, path), flag, panel) for path, flag in flags.items()}
+    options = {path: _parameter(option_field(spec, path), flag, panel) for path, flag in flags.items()}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
@@ -76,6 +76,36 @@ def field_at(spec: type[Spec], path: str) -> FieldInfo:
         except KeyError:
             continue
     raise KeyError(path)
+
+
+def option_field(spec: type[Spec], path: str) -> FieldInfo:
+    """Return what an option shows: the field itself, or for the kind of a tagged choice all kinds that there are.
+
+    Raises:
+        KeyError: there is no such field.
+    """
+    name, _, last = path.rpartition(".")
+    group = field_at(spec, name) if name else None
+    if group is None or group.discriminator != last:
+        return field_at(spec, path)
+    kinds = tuple(_kind(part, last) for part in _groups(group))
+    usual = group.get_default(call_default_factory=True, validated_data={})
+    annotation: Any = Literal[kinds]
+    return FieldInfo(annotation=annotation, default=getattr(usual, last), description=group.description)
+
+
+def of_chosen_kinds(values: Mapping[str, Any], settings: Mapping[str, Any], spec: type[Spec]) -> dict[str, Any]:
+    """Return a spec file's values without those that have no place beside a kind chosen now (`adapter.kind`)."""
+    kept = dict(values)
+    for path, kind in settings.items():
+        name, _, last = path.rpartition(".")
+        group = spec.model_fields.get(name)
+        if group is None or group.discriminator != last or not isinstance(kept.get(name), Mapping):
+            continue
+        for part in _groups(group):
+            if _kind(part, last) == kind:
+                kept[name] = {key: value for key, value in kept[name].items() if key in part.model_fields}
+    return kept
 
 
 def setting_paths(spec: type[Spec], prefix: str = "") -> Iterator[str]:
@@ -153,6 +183,11 @@ def _groups(field: FieldInfo) -> list[type[Spec]]:
     """Return the specs that a field may hold."""
     kinds = get_args(field.annotation) if _is_union(field.annotation) else (field.annotation,)
     return [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, Spec)]
+
+
+def _kind(part: type[Spec], tag: str) -> str:
+    """Return what a member of a tagged choice is called."""
+    return str(part.model_fields[tag].default)
 
 
 def _parameter(field: FieldInfo, flag: str, panel: str | None) -> inspect.Parameter:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunesmith.cli.options import nested, parse_assignments, parse_pairs
+from tunesmith.cli.options import nested, of_chosen_kinds, parse_assignments, parse_pairs
 from tunesmith.errors import SpecError
 from tunesmith.specs.data import DataSpec, data_values
 from tunesmith.specs.tune import TuneSpec
@@ -78,7 +78,7 @@ def tune_spec(asked: Asked, settings: Mapping[str, Any]) -> TuneSpec:
         raise _nothing_given()
     if given.keys() & _ORIGINS:  # the command line's files take the place of the spec file's
         given = {name: empty for name, empty in _ORIGINS.items() if file} | given
-    return TuneSpec.parse(nested(given, file))
+    return TuneSpec.parse(nested(given, of_chosen_kinds(file, given, TuneSpec)))
 
 
 def data_spec(asked: Asked, settings: Mapping[str, Any]) -> DataSpec:

@@ -82,7 +82,7 @@ class FullSpec(Spec):
     rounding: Literal["master", "stochastic"] = Field(
         "master",
         description="How bfloat16 weights take small steps: through a float32 copy (`master`), or by rounding at "
-        "random (`stochastic`), which needs a third less memory.",
+        "random (`stochastic`), which needs 4 bytes a weight less.",
     )
 
 
