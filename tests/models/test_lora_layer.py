@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.models.adapters.frozen import weight_of
 from tunesmith.models.adapters.lora import LoraLinear
 from tunesmith.models.adapters.lora_products import Drop
+from tunesmith.models.quantised import Nf4Linear
 from tunesmith.specs.tune import LoraSpec
 
 _IN, _OUT = 10, 7
@@ -81,6 +82,21 @@ def test_merged_layers_do_the_same(kind, settings):
     merged = layer.merged()
     assert merged is layer.linear
     torch.testing.assert_close(merged(x), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("settings", [{"dora": True}, {"initialisation": "pissa"}, {"dropout": 0.3}], ids=str)
+def test_weights_in_four_bits_take_every_setting(settings):
+    """Outputs, gradients and the merged layer are those on the same weights kept plain."""
+    packed = Nf4Linear(linear("linear"), double_quantisation=True)
+    results = []
+    for base in (packed, packed.plain()):
+        torch.manual_seed(2)
+        layer = LoraLinear(base, LoraSpec(rank=3, alpha=5, **settings))
+        x = torch.randn(4, _IN, requires_grad=True)
+        out = layer(x)
+        results.append([out, *torch.autograd.grad(out.cos().sum(), [x, layer.lora_a, layer.lora_b])])
+        results[-1].append(layer.merged().weight)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [3, 20])
