@@ -24,7 +24,7 @@ from tunesmith.specs.data import DataSpec, SourceSpec
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class LoadedFile:
     """The rows of one file."""
 
     file: SourceSpec
@@ -45,9 +45,9 @@ def prepare(spec: DataSpec) -> PreparedData[Conversation]:
             and `on_problem` is `error` (the first problem's code; the others in `problems`), or fewer than 10 rows
             are usable (`too_few_examples`).
     """
-    sources = [_load(file, number) for number, file in enumerate(spec.files)]
-    validation = _load(beside(spec, spec.validation_path)) if spec.validation_path is not None else None
-    test = _load(beside(spec, spec.test_path)) if spec.test_path is not None else None
+    sources = [load_file(file, number) for number, file in enumerate(spec.files)]
+    validation = load_file(beside(spec, spec.validation_path)) if spec.validation_path is not None else None
+    test = load_file(beside(spec, spec.test_path)) if spec.test_path is not None else None
     files = [*sources, *(loaded for loaded in (validation, test) if loaded is not None)]
     problems = [problem for loaded in files for problem in loaded.problems]
     if problems and spec.on_problem == "error":
@@ -95,15 +95,19 @@ def documents_refused(where: str, recognition: Recognition) -> DataError:
     )
 
 
-def _load(file: SourceSpec, number: int = 0) -> _Loaded:
-    """Read one file; `number` is its place among the sources."""
+def load_file(file: SourceSpec, number: int = 0) -> LoadedFile:
+    """Read one file of rows with answers; `number` is its place among the sources.
+
+    Raises:
+        DataError: it can't be read, its rows' form isn't known, or it holds documents.
+    """
     if holds_texts(file.path):
         raise documents_refused(file.path, read_documents(file).recognition)
     found = list(read_rows(file.path))
     good = [row for row in found if isinstance(row, Row)]
     problems = [row for row in found if isinstance(row, RowProblem)]
     if not good:
-        return _Loaded(file, UNREADABLE, (), len(found), tuple(problems), Counter())
+        return LoadedFile(file, UNREADABLE, (), len(found), tuple(problems), Counter())
     recognition = recognise(good, file=file.path, format=file.format or "auto", mapping=file.mapping)
     if recognition.format == "documents":
         raise documents_refused(file.path, recognition)
@@ -116,7 +120,7 @@ def _load(file: SourceSpec, number: int = 0) -> _Loaded:
         else:
             problems.extend(result)
     problems.sort(key=lambda problem: problem.place.line)
-    return _Loaded(file, recognition, tuple(rows), len(found), tuple(problems), converter.ignored)
+    return LoadedFile(file, recognition, tuple(rows), len(found), tuple(problems), converter.ignored)
 
 
 def dropped_problems(problems: Sequence[RowProblem]) -> list[Dropped]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from tunesmith.data.examples import Example
+from tunesmith.data.examples import Conversation, Example
 from tunesmith.data.recognise import Recognition
 from tunesmith.errors import DataError
 from tunesmith.prepare.findings import Dropped, Finding
@@ -34,11 +34,33 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Replay:
+    """General rows that are learnt along; `held_out` are never learnt, they show what the base could do.
+
+    `share` is their part of each step's rows, `rows_read` counts those of the file at `path`.
+    """
+
+    path: str
+    share: float
+    rows: tuple[Conversation, ...]
+    held_out: tuple[Conversation, ...]
+    rows_read: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as plain data.
+
+        Rows that are neither learnt nor held out were doubled, broken, or asked what validation or test ask.
+        """
+        counts = {"rows": self.rows_read, "learnt": len(self.rows), "held_out": len(self.held_out)}
+        return {"path": self.path, "share": self.share, **counts}
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedData(Generic[E]):
     """What training, validation and the final test work on.
 
     `rows_read` counts the rows of all files: each is in `train`, `validation`, `test` or `dropped` (duplicates have the
-    code `duplicate`), or is one of the `left_out` rows beyond `max_train_rows`.
+    code `duplicate`), or is one of the `left_out` rows beyond `max_train_rows`. The rows of `replay` aren't among them.
     """
 
     sources: tuple[Source, ...]
@@ -49,6 +71,7 @@ class PreparedData(Generic[E]):
     dropped: tuple[Dropped, ...] = ()
     left_out: int = 0
     findings: tuple[Finding, ...] = ()
+    replay: Replay | None = None
 
     @property
     def recognition(self) -> Recognition:
@@ -68,7 +91,14 @@ class PreparedData(Generic[E]):
     @property
     def content_hash(self) -> str:
         """SHA-256 (hex) over the rows and their sides, whatever their order."""
-        return content_hash((("train", self.train), ("validation", self.validation), ("test", self.test)))
+        sides: list[tuple[str, tuple[Example, ...]]] = [
+            ("train", self.train),
+            ("validation", self.validation),
+            ("test", self.test),
+        ]
+        if self.replay is not None:
+            sides.append(("replay", self.replay.rows))
+        return content_hash(sides)
 
     def summary(self) -> dict[str, Any]:
         """Return the counts as plain data: the `data` object of `tune --json`."""
@@ -84,6 +114,7 @@ class PreparedData(Generic[E]):
             "duplicates": len(self.duplicates),
             "left_out": self.left_out,
             "sources": self._source_counts(),
+            "replay": self.replay.to_json() if self.replay else None,
             "findings": [
                 {"code": finding.code, "message": finding.message, "count": finding.count} for finding in self.findings
             ],

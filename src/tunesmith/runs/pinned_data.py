@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.chat_rows import RowCheck, read_chat
-from tunesmith.data.examples import Document, Example
+from tunesmith.data.examples import Conversation, Document, Example
 from tunesmith.data.problems import RowProblem
 from tunesmith.data.readers import read_rows
 from tunesmith.data.rows import Row
@@ -21,19 +21,24 @@ from tunesmith.record.atomic import write_json
 
 _SOURCES = "sources.json"
 _SIDES = ("train", "validation", "test")
+#: General rows, where there are some: those learnt along, and those on which what the base could do is measured.
+_REPLAY = ("replay", "general")
 
 
 @dataclass(frozen=True)
 class PinnedData:
     """The rows of a run and the report on where they came from (see `prepare.report.data_report`).
 
-    The rows are all conversations or all documents.
+    The rows are all conversations or all documents. `replay` are general rows that are learnt along, `general` such
+    rows that never are.
     """
 
     train: tuple[Any, ...]
     validation: tuple[Any, ...]
     test: tuple[Any, ...]
     report: dict[str, Any]
+    replay: tuple[Conversation, ...] = ()
+    general: tuple[Conversation, ...] = ()
 
 
 def pin(prepared: PreparedData[Any], folder: Path) -> PinnedData:
@@ -50,7 +55,11 @@ def pin(prepared: PreparedData[Any], folder: Path) -> PinnedData:
     write_json(folder / _SOURCES, {side: [row.source for row in rows] for side, rows in sides.items()})
     report = data_report(prepared)
     write_json(folder / "report.json", report)
-    return PinnedData(prepared.train, prepared.validation, prepared.test, report)
+    general = (prepared.replay.rows, prepared.replay.held_out) if prepared.replay else ((), ())
+    for name, rows in zip(_REPLAY, general, strict=True):
+        if prepared.replay:
+            write_jsonl(folder / f"{name}.jsonl", rows)
+    return PinnedData(prepared.train, prepared.validation, prepared.test, report, *general)
 
 
 def load_pinned(folder: Path) -> PinnedData:
@@ -63,6 +72,7 @@ def load_pinned(folder: Path) -> PinnedData:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         sources = json.loads((folder / _SOURCES).read_text(encoding="utf-8"))
         sides = {side: _rows(folder / f"{side}.jsonl", sources[side]) for side in _SIDES}
+        general = [_general(folder / f"{name}.jsonl") for name in _REPLAY] if report["replay"] else []
     except (OSError, ValueError, KeyError) as error:
         raise RunError(
             f"The run's copy of its data can't be read: {error}.",
@@ -70,7 +80,19 @@ def load_pinned(folder: Path) -> PinnedData:
             fix="Start a new run with `tunesmith tune`.",
             code="damaged_run",
         ) from error
-    return PinnedData(**sides, report=report)
+    return PinnedData(sides["train"], sides["validation"], sides["test"], report, *general)
+
+
+def _general(path: Path) -> tuple[Conversation, ...]:
+    """Read general rows.
+
+    Raises:
+        ValueError: a row isn't what was written.
+    """
+    if path.stat().st_size == 0:
+        return ()
+    rows = [_row(row, 0) for row in read_rows(path)]
+    return tuple(row for row in rows if isinstance(row, Conversation))
 
 
 def _rows(path: Path, sources: Sequence[int]) -> tuple[Example, ...]:

@@ -10,6 +10,9 @@ import numpy as np
 from tunesmith.train.mixing import Mixture
 from tunesmith.train.settings import step_count
 
+# Random numbers of one seed: epochs begin with their number, passes over general rows with this.
+_REPLAY_STREAM = 2**33
+
 
 def rows_of_steps(
     rows: int, batch_size: int, epochs: float, seed: int, mixture: Mixture | None = None
@@ -30,3 +33,24 @@ def rows_of_steps(
             mixture.epoch(epoch, seed) if mixture else np.random.default_rng([seed, epoch]).permutation(rows).tolist()
         )
     return [order[start : min(start + batch_size, wanted)] for start in range(0, wanted, batch_size)]
+
+
+def with_replay(steps: list[list[int]], rows: int, replay_rows: int, share: float, seed: int) -> list[list[int]]:
+    """Return the steps with general rows added, so that these are `share` of the rows of all steps so far.
+
+    General rows are numbered behind the `rows` own ones. They are gone through pass by pass, each pass a fresh shuffle,
+    whatever the epochs of the own rows. The same arguments give the same steps.
+    """
+    if not replay_rows or not share:
+        return steps
+    mixed, own, general = [], 0, 0
+    order: list[int] = []
+    for step in steps:
+        own += len(step)
+        wanted = round(own * share / (1.0 - share)) - general
+        while len(order) < general + wanted:
+            pass_number = len(order) // replay_rows
+            order += np.random.default_rng([seed, _REPLAY_STREAM, pass_number]).permutation(replay_rows).tolist()
+        mixed.append([*step, *(rows + number for number in order[general : general + wanted])])
+        general += wanted
+    return mixed

@@ -11,7 +11,6 @@ import torch
 from tunesmith.learn.passes import Passes
 from tunesmith.models.size import ModelSize
 from tunesmith.specs.tune import FullSpec, TuneSpec
-from tunesmith.train.batches import rows_of_steps
 from tunesmith.train.costs import Costs
 from tunesmith.train.loop import TrainingData
 from tunesmith.train.memory import memory_limit_bytes
@@ -80,9 +79,9 @@ def make_plan(spec: TuneSpec, size: ModelSize, data: TrainingData, device: torch
     batch_size, epochs, every = numbers(spec)
     assert not isinstance(spec.limits.tokens_per_microbatch, str)
     assert not isinstance(spec.limits.max_tokens, str)
-    schedule = rows_of_steps(len(data.train), batch_size, epochs, spec.seed, data.mixture)
+    schedule = data.steps(batch_size, epochs, spec.seed)
     costs = Costs(size, spec, device)
-    planner = Planner(costs, data.train, data.validation, schedule, every)
+    planner = Planner(costs, data.learnt, data.validation, schedule, every)
     passes = planner.fitting(
         Passes(spec.limits.tokens_per_microbatch), memory_limit_bytes(spec.limits.memory_bytes, device)
     )
