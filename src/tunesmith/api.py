@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.chat_rows import RowCheck, read_messages
+from tunesmith.data.documents import holds_documents
 from tunesmith.data.examples import Conversation, Message, Place
 from tunesmith.data.problems import refusal
 from tunesmith.data.writers import write_jsonl
@@ -18,6 +19,7 @@ from tunesmith.evaluate.comparison import ArmResult
 from tunesmith.evaluate.verdict import Verdict
 from tunesmith.generate.completion import Completion
 from tunesmith.models.versions import ModelVersion, delete_version, find_version, list_versions
+from tunesmith.prepare.documents import prepare_documents
 from tunesmith.prepare.pipeline import prepare
 from tunesmith.prepare.prepared import PreparedData
 from tunesmith.prepare.report import data_report
@@ -33,7 +35,7 @@ from tunesmith.serve import answering, batch
 from tunesmith.specs.data import DataSpec, data_values
 from tunesmith.specs.generation import SamplingSpec
 from tunesmith.specs.results import GenerateFigures, TuneFigures
-from tunesmith.specs.tune import EvaluationSpec, TuneSpec
+from tunesmith.specs.tune import EvaluationSpec, PretrainSpec, SftSpec, TuneSpec
 from tunesmith.train.plan import Plan
 
 #: The rows to learn from: a file, several (each by its path, or as a mapping with a weight), or the data's settings.
@@ -180,10 +182,11 @@ def check(data: Data | DataSpec, *, base: str | None = None, home: Home | None =
         ModelError: the base can't be used.
     """
     spec = data if isinstance(data, DataSpec) else DataSpec.parse(data_values(data))
+    is_text = holds_documents(spec.files[0])
     if base is None:
-        prepared = prepare(spec)
+        prepared: PreparedData[Any] = prepare_documents(spec) if is_text else prepare(spec)
         return CheckResult(data_report(prepared), None, prepared)
-    tune_spec = TuneSpec(base=base, data=spec)
+    tune_spec = TuneSpec(base=base, data=spec, method=PretrainSpec() if is_text else SftSpec())
     model = Base.load(tune_spec, _home(home))
     _, prepared = model.prepare(tune_spec)
     preview = TokenPreview(tuple(preview_tokens(prepared.train, model.renderer)))
@@ -191,13 +194,14 @@ def check(data: Data | DataSpec, *, base: str | None = None, home: Home | None =
 
 
 def write_clean(data: DataSpec, output: Path) -> int:
-    """Write the usable rows as OpenAI chat JSONL; return how many.
+    """Write the usable rows as OpenAI chat JSONL, documents as rows with a `text`; return how many.
 
     Raises:
         DataError: the file can't be read, or hardly a row is usable.
         StorageError: the output can't be written.
     """
-    prepared = prepare(data.model_copy(update={"on_problem": "drop"}))
+    spec = data.model_copy(update={"on_problem": "drop"})
+    prepared: PreparedData[Any] = prepare_documents(spec) if holds_documents(spec.files[0]) else prepare(spec)
     return write_jsonl(output, sorted(prepared.rows, key=lambda row: row.place.line if row.place else 0))
 
 
@@ -209,7 +213,8 @@ def plan(spec: TuneSpec, *, home: Home | None = None) -> Plan:
     """
     base = Base.load(spec, _home(home))
     resolved, prepared = base.prepare(spec)
-    return base.workshop(resolved, prepared.train, prepared.validation).plan()
+    replay = prepared.replay.rows if prepared.replay else ()
+    return base.workshop(resolved, prepared.train, prepared.validation, replay).plan()
 
 
 def tune(
@@ -248,6 +253,10 @@ def tune(
         for path, value in settings.items():
             _put(values, path.split("__"), value)
         spec = TuneSpec.parse(values)
+    if untuned and isinstance(spec.method, PretrainSpec):
+        raise SpecError(
+            "Documents aren't asked anything, so there are no other ways to ask.", fix="Leave out `untuned`."
+        )
     where = _home(home)
     return TuneResult(execute.start(spec, where, observer or Observer(), untuned=untuned), where)
 

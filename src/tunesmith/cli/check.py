@@ -47,11 +47,12 @@ def check(
     if result.preview is not None:
         screen.heading("One row as the model sees it")
         show_tokens(screen, result.preview.tokens)
+    unit = "document" if result.report["format"] == "documents" else "row"
     written = None
     if fix is not None:
         written = api.write_clean(spec, fix)
-        screen.result(Text(f"{plural(written, 'usable row')} written to {fix}."))
+        screen.result(Text(f"{plural(written, f'usable {unit}')} written to {fix}."))
     else:
-        screen.result(Text(f"Ready to learn from: {plural(result.report['train'], 'row')}."))
+        screen.result(Text(f"Ready to learn from: {plural(result.report['train'], unit)}."))
     preview = [list(token) for token in result.preview.tokens] if result.preview is not None else None
     screen.finish({**result.report, "tokens": preview, "written": written})

@@ -44,14 +44,18 @@ def show_counts(screen: Screen, report: Mapping[str, Any]) -> None:
     unit = "documents" if report["format"] == "documents" else "rows"
     files = len(report["sources"])
     table.add_row(f"{report['rows']:,}", unit, "read from the file" if files == 1 else f"read from {files:,} files")
-    table.add_row(f"{report['train']:,}", "to learn from", "")
-    table.add_row(f"{report['validation']:,}", "for validation", "watched during training, never learnt")
-    table.add_row(f"{report['test']:,}", "for the test", "locked away until the end")
+    told = {"train": "", "validation": "watched during training, never learnt", "test": "locked away until the end"}
+    for side, what in (("train", "to learn from"), ("validation", "for validation"), ("test", "for the test")):
+        size = f"{characters[side]:,} characters" if (characters := report.get("characters")) else ""
+        table.add_row(f"{report[side]:,}", what, "; ".join(part for part in (size, told[side]) if part))
     if report["dropped"]:
         codes = ", ".join(f"{count:,} {code.replace('_', ' ')}" for code, count in report["dropped_by_code"].items())
         table.add_row(f"{report['dropped']:,}", "dropped", codes)
     if report.get("left_out"):
         table.add_row(f"{report['left_out']:,}", "left out", "beyond the most rows to learn from")
+    if replay := report.get("replay"):
+        share = f"{replay['share']:.0%} of each step, so that the base keeps what it can"
+        table.add_row(f"{replay['learnt']:,}", "general rows", share)
     screen.say(table)
     if files > 1:
         _show_sources(screen, report["sources"])

@@ -35,10 +35,11 @@ def show_plan(screen: Screen, plan: dict[str, Any], *, run: str | None = None) -
     table.add_row("base", Text(f"{plan['base']}, {amount(plan['parameters'])} parameters", style="name"))
     table.add_row("method", f"{plan['method']} with {plan['adapter']}")
     table.add_row("trained", f"{amount(plan['trained_parameters'])} parameters ({share:.1%})")
-    table.add_row("rows", f"{plan['rows']:,} with {plan['tokens']:,} tokens; at most {plan['max_tokens']:,} in a row")
-    table.add_row(
-        "steps", f"{plan['steps']:,} of {plural(plan['batch_size'], 'row')}: each row {_times(plan['epochs'])}"
-    )
+    row = "window" if plan["method"] == "pretrain" else "row"
+    tokens = f"{plan['tokens']:,} tokens; at most {plan['max_tokens']:,} in a {row}"
+    table.add_row(f"{row}s", f"{plan['rows']:,} with {tokens}")
+    steps = f"{plan['steps']:,} of {plural(plan['batch_size'], row)}: each {row} {_times(plan['epochs'])}"
+    table.add_row("steps", steps)
     rate = plan["learning_rate"]
     table.add_row("learning rate", "looked for first" if rate == "find" else f"{rate:g} at its highest")
     table.add_row("on", f"{plan['device']}, in {plan['dtype']}")

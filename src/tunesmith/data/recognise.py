@@ -31,6 +31,7 @@ _USED = {
     "sharegpt": {*CONVERSATION_KEYS, "system", "tools"},
     "prompt_completion": {"prompt", "completion", "tools"},
     "alpaca": {"instruction", "input", "output", "system"},
+    "documents": {TEXT_COLUMN},
 }
 #: Likely names of columns, the likeliest first.
 _INPUTS = (

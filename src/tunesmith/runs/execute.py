@@ -24,15 +24,17 @@ from tunesmith.record.home import Home
 from tunesmith.record.metrics import MetricsLog
 from tunesmith.record.observer import Observer
 from tunesmith.record.parquet import write_parquet
+from tunesmith.runs.architecture import note_architecture
 from tunesmith.runs.finish import Finished, finish
 from tunesmith.runs.folder import RunFolder
+from tunesmith.runs.perplexity import PerplexityProof
 from tunesmith.runs.pinned_data import PinnedData, load_pinned, pin
 from tunesmith.runs.preview import preview_tokens
 from tunesmith.runs.proof import Proof
 from tunesmith.runs.result import RunResult
 from tunesmith.runs.stop import StopWish, stop_on_signals
 from tunesmith.runs.workshop import Base, Workshop
-from tunesmith.specs.tune import TuneSpec
+from tunesmith.specs.tune import PretrainSpec, TuneSpec
 from tunesmith.train.checkpoints import CheckpointStore
 from tunesmith.train.loop import Loop, Outcome, Records
 from tunesmith.train.memory import PeakMemory
@@ -114,13 +116,18 @@ class _Execution:
                 "This base has no chat template; roles are written as headings (### user:). Ask it the same way.",
                 level="warning",
             )
-        workshop = self._base.workshop(self._spec, data.train, data.validation)
+        workshop = self._base.workshop(self._spec, data.train, data.validation, data.replay)
         plan = workshop.plan()
         self._events.add("plan", f"{plan.steps} steps of {plan.batch_size} rows.", **plan.to_json())
+        note_architecture(self._base.loaded, self._spec.adapter, self._events)
         evaluation = self._spec.evaluation
         # One arm after the other on the same weights: first as they are, later with the adapter folded in.
         loaded, renderer, observer = self._base.loaded, self._base.renderer, self._records.observer
-        proof = Proof(loaded, renderer, data.test, data.train, evaluation, observer)
+        proof: Proof | PerplexityProof
+        if isinstance(self._spec.method, PretrainSpec):
+            proof = PerplexityProof(loaded, renderer, data.test, self._spec, observer)
+        else:
+            proof = Proof(loaded, renderer, data.test, data.train, evaluation, observer)
         arms = self._measure(proof, [*untuned, *([_BASE_ARM] if evaluation.compare_base else [])])
         adapter, outcome, plan = self._train(workshop, plan)
         adapter.settle()
@@ -146,12 +153,12 @@ class _Execution:
         self._events.add("run_finished", result.verdict.sentence, model=result.version.name)
         return result
 
-    def _measure(self, proof: Proof, arms: Sequence[Arm]) -> list[ArmResult]:
+    def _measure(self, proof: Proof | PerplexityProof, arms: Sequence[Arm]) -> list[ArmResult]:
         """Measure arms on the test rows, if there are any."""
         results = [proof.measure_arm(arm) for arm in arms] if self._data.test else []
         for result in results:
             figures = {key: value for key, value in result.to_json().items() if key != "row_scores"}
-            sentence = f"{result.measure.name} of {result.name}: {result.score.value:.3f}."
+            sentence = f"{result.measure.name} of {result.name}: {result.score_as_read.value:.3f}."
             self._events.add("evaluation", sentence, **figures)
         return results
 
@@ -225,7 +232,8 @@ def _ending_noted(folder: RunFolder) -> Iterator[None]:
 
 def _data_sentence(data: PinnedData) -> str:
     report: dict[str, Any] = data.report
+    unit = "documents" if report["format"] == "documents" else "rows"
     return (
-        f"{report['rows']} rows: {len(data.train)} to learn from, {len(data.validation)} to validate, "
+        f"{report['rows']} {unit}: {len(data.train)} to learn from, {len(data.validation)} to validate, "
         f"{len(data.test)} locked for the test, {report['dropped']} dropped."
     )

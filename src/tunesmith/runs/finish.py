@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.examples import Conversation
+from tunesmith.data.examples import Conversation, Example
 from tunesmith.evaluate.comparison import ArmResult
 from tunesmith.evaluate.curves import Curves
 from tunesmith.evaluate.report import Report, write_report
@@ -105,9 +105,10 @@ def _register(run: Finished, summary: Mapping[str, Any], home: Home) -> ModelVer
     return register(candidate, fill, run.base.renderer.template, home)
 
 
-def _usual_system_prompt(rows: Sequence[Conversation]) -> str | None:
+def _usual_system_prompt(rows: Sequence[Example]) -> str | None:
     """Return the system prompt of at least half of the rows, if there is one: in use, the model wants it again."""
-    first = Counter(row.messages[0].content for row in rows if row.messages[0].role == "system")
+    starts = (row.messages[0] for row in rows if isinstance(row, Conversation))
+    first = Counter(start.content for start in starts if start.role == "system")
     prompt, count = first.most_common(1)[0] if first else (None, 0)
     return prompt if 2 * count >= len(rows) else None
 
@@ -151,7 +152,8 @@ def _evaluation(arms: Sequence[ArmResult]) -> EvaluationFigures | None:
 
 
 def _score(arm: ArmResult) -> Score:
-    return Score(score=arm.score.value, low=arm.score.low, high=arm.score.high)
+    score = arm.score_as_read
+    return Score(score=score.value, low=score.low, high=score.high)
 
 
 def _report(run: Finished, verdict: Verdict, version: ModelVersion) -> Report:

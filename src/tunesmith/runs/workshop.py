@@ -18,10 +18,13 @@ from tunesmith.models.size import ModelSize, model_size
 from tunesmith.prepare.lengths import RowLength, limit_lengths
 from tunesmith.prepare.pipeline import prepare
 from tunesmith.prepare.prepared import PreparedData
+from tunesmith.prepare.replay import with_replay
 from tunesmith.record.home import Home
+from tunesmith.runs.windows import WINDOW_TOKENS, prepare_windows, training_windows, validation_windows
 from tunesmith.specs.data import DataSpec
-from tunesmith.specs.tune import TuneSpec
+from tunesmith.specs.tune import PretrainSpec, TuneSpec
 from tunesmith.train.loop import TrainingData
+from tunesmith.train.mixing import mixture
 from tunesmith.train.plan import Plan, make_plan
 from tunesmith.train.settings import Amount, resolve_limits, resolve_optimisation
 from tunesmith.train.sft import Row, encode
@@ -58,14 +61,23 @@ class Base:
             DataError: the data can't be used.
         """
         dtype: Literal["bfloat16", "float32"] = "bfloat16" if self.loaded.dtype == torch.bfloat16 else "float32"
+        is_text = isinstance(spec.method, PretrainSpec)
+        asked = spec.limits
+        if is_text and asked.max_tokens == "auto":
+            asked = asked.model_copy(update={"max_tokens": WINDOW_TOKENS})
         limits = resolve_limits(
-            spec.limits,
+            asked,
             context_tokens=self.loaded.context_tokens,
             dtype=dtype,
             tokens_per_microbatch=_TOKENS_PER_MICROBATCH[self.loaded.device.type],
         )
         assert not isinstance(limits.max_tokens, str)
-        prepared, amount = _limited(prepare(spec.data), self.renderer, limits.max_tokens, spec.data)
+        prepared: PreparedData[Any]
+        if is_text:
+            prepared, amount = prepare_windows(spec.data, self.renderer.tokenizer, limits.max_tokens)
+        else:
+            prepared, amount = _limited(prepare(spec.data), self.renderer, limits.max_tokens, spec.data)
+        prepared = with_replay(prepared, spec.data)
         if not prepared.train:
             raise DataError(
                 "No rows are left to learn from.",
@@ -78,30 +90,50 @@ class Base:
         changes = {"limits": limits, "optimisation": optimisation, "data": spec.data.with_absolute_paths()}
         return spec.model_copy(update={**changes, "base": self.loaded.source.name}), prepared
 
-    def workshop(self, spec: TuneSpec, train: Sequence[Conversation], validation: Sequence[Conversation]) -> Workshop:
-        """Render the rows for a resolved spec.
+    def workshop(
+        self,
+        spec: TuneSpec,
+        train: Sequence[Any],
+        validation: Sequence[Any],
+        replay: Sequence[Conversation] = (),
+    ) -> Workshop:
+        """Render the rows for a resolved spec: conversations, or documents for `pretrain`.
+
+        `replay` are general rows that are learnt along.
 
         Raises:
             DataError: the base's chat template refuses a row.
         """
-        assert not isinstance(spec.limits.max_tokens, str)
-        rows = (encode(side, self.renderer, spec.limits.max_tokens) for side in (train, validation))
-        return Workshop(spec, self, *rows)
+        max_tokens = spec.limits.max_tokens
+        assert not isinstance(max_tokens, str)
+        # A general row whose answer lies behind the longest length has nothing to learn.
+        general = [row for row in encode(replay, self.renderer, max_tokens) if row]
+        if isinstance(spec.method, PretrainSpec):
+            windows = training_windows(train, spec.data, self.renderer.tokenizer, max_tokens)
+            spread = validation_windows(validation, spec.data, self.renderer.tokenizer, max_tokens)
+            return Workshop(spec, self, windows.rows, spread, general, tuple(windows.sources))
+        own, watched = (encode(side, self.renderer, max_tokens) for side in (train, validation))
+        return Workshop(spec, self, own, watched, general, tuple(row.source for row in train))
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """A base with rendered rows, for one resolved spec."""
+    """A base with rendered rows, for one resolved spec; `sources` are the numbers of the training rows' sources."""
 
     spec: TuneSpec
     base: Base
     train: Sequence[Row]
     validation: Sequence[Row]
+    replay: Sequence[Row] = ()
+    sources: Sequence[int] = ()
 
     @property
     def data(self) -> TrainingData:
         """The rows as the loop takes them."""
-        return TrainingData(self.train, self.validation)
+        share = self.spec.data.replay.share if self.spec.data.replay else 0.0
+        weights = [file.weight for file in self.spec.data.files]
+        mixed = mixture(self.sources, weights, self.spec.data.mixing_temperature)
+        return TrainingData(self.train, self.validation, mixed, replay=self.replay, replay_share=share)
 
     def plan(self) -> Plan:
         """Return what the run will take."""

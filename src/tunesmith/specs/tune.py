@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tunesmith.specs.base import Spec
 from tunesmith.specs.data import DataSpec
@@ -191,6 +191,16 @@ class TuneSpec(Spec):
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="How the result is proved.")
     limits: LimitsSpec = Field(default_factory=LimitsSpec, description="Bounds on tokens and arithmetic.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of everything random: order, initial adapter, dropout.")
+
+    @model_validator(mode="after")
+    def _texts_have_no_answers(self) -> Self:
+        """Refuse to measure answers where documents are learnt."""
+        if isinstance(self.method, PretrainSpec):
+            if self.evaluation.measure != "auto":
+                raise ValueError(f"pretrain is measured by perplexity, not by `{self.evaluation.measure}`")
+            if self.optimisation.early_stop_on == "score":
+                raise ValueError("pretrain has no answers to score; optimisation.early_stop_on is `loss`")
+        return self
 
     @field_validator("name")
     @classmethod
