@@ -57,6 +57,11 @@ class TreeModel:
 
     def _row_by_row(self, tree: TokenTree) -> Tensor:
         """Compute each path from root to leaf as a row; what paths share is alike in all, and taken from the first."""
+        for module in self.model.modules():
+            if hasattr(module, "ssm_state_size"):
+                # In training these mixers read their linear layers' weights past the adapters. They have no dropout, so
+                # nothing else changes.
+                module.training = False
         device = self.projection.weight.device
         parts: dict[int, Tensor] = {}
         for path in tree.paths():

@@ -85,6 +85,7 @@ def load_base(
         model = _load_weights(source.folder, file_format, attention)
     model.requires_grad_(False)
     model.eval()
+    _without_dropout(model)
     if quantisation is not None:
         quantise_linears(model, double_quantisation=quantisation.double_quantisation, device=place)
         model.to(number_format)
@@ -187,6 +188,16 @@ def _load_weights(folder: Path, dtype: torch.dtype, attention: str | None) -> An
             code="quantised_base",
         )
     return model
+
+
+def _without_dropout(model: Any) -> None:
+    """Switch off the dropout that a base was made with (GPT-2: a tenth); adapters bring their own.
+
+    Rows that share a beginning would share its random holes too, and a loss would depend on what else is in its batch.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
 
 
 def _context_tokens(config: Any, tokenizer: Any) -> int:

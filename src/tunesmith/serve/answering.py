@@ -13,7 +13,8 @@ from pathlib import Path
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.data.examples import Conversation
 from tunesmith.errors import DataError, ModelError, RequestError
-from tunesmith.generate.engine import Engine
+from tunesmith.generate.choice import decoder_for
+from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.request import Request
 from tunesmith.models.adapters.lora import load_lora
 from tunesmith.models.load import DtypeName, LoadedModel, load_base
@@ -49,7 +50,7 @@ class OpenModel:
     name: str
     loaded: LoadedModel
     renderer: ChatRenderer
-    engine: Engine
+    engine: Decoder
     version: ModelVersion | None
     limits: EngineLimits
     _rendering: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -124,10 +125,8 @@ def open_model(name: str, home: Home, *, dtype: DtypeName = "auto", limits: Engi
     loaded = load_base(found.base, dtype, quantisation=_quantisation(found.version))
     renderer = _renderer(loaded, found.version)
     if found.version is not None and found.version.made.kind == "adapter":
-        adapter = load_lora(loaded.model, found.version.folder)
         # Weights in 4 bits stay so, as they were when the model was proved.
-        if loaded.quantisation is None:
-            adapter.merge()
+        load_lora(loaded.model, found.version.folder).settle()
     limits = limits or EngineLimits()
     return OpenModel(
         name=name_of(found.base.name, found.version),
@@ -184,5 +183,5 @@ def _renderer(loaded: LoadedModel, version: ModelVersion | None) -> ChatRenderer
     return renderer
 
 
-def _engine(loaded: LoadedModel, renderer: ChatRenderer, limits: EngineLimits) -> Engine:
-    return Engine(loaded, renderer, max_batch=limits.max_batch, max_cache_tokens=limits.max_cache_tokens)
+def _engine(loaded: LoadedModel, renderer: ChatRenderer, limits: EngineLimits) -> Decoder:
+    return decoder_for(loaded, renderer, max_batch=limits.max_batch, max_cache_tokens=limits.max_cache_tokens)

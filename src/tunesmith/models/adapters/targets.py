@@ -31,8 +31,12 @@ def linears_of(model: PreTrainedModel) -> list[str]:
     Raises:
         ModelError: there are none.
     """
-    output = model.get_output_embeddings()
-    found = [name for name, module in model.named_modules() if is_adaptable(module) and module is not output]
+    output, past = model.get_output_embeddings(), _read_past(model)
+    found = [
+        name
+        for name, module in model.named_modules()
+        if is_adaptable(module) and module is not output and name not in past
+    ]
     if not found:
         raise ModelError(
             f"The architecture {model.config.model_type!r} has no linear layers that an adapter could sit on.",
@@ -40,6 +44,15 @@ def linears_of(model: PreTrainedModel) -> list[str]:
             code="unsupported_architecture",
         )
     return found
+
+
+def _read_past(model: PreTrainedModel) -> set[str]:
+    """Return the linear layers whose weight state-space mixers read without calling the layer.
+
+    An adapter on them would be passed by in silence; PEFT refuses `out_proj` in these mixers too.
+    """
+    mixers = [name for name, module in model.named_modules() if hasattr(module, "ssm_state_size")]
+    return {f"{name}.{layer}" for name in mixers for layer in ("dt_proj", "out_proj")}
 
 
 def adapted_layers(model: PreTrainedModel, spec: LoraSpec) -> list[str]:
