@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -167,4 +168,6 @@ def read_result(result: dict[str, Any], started: float) -> SideRun:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1][:300]
+    """Return the last line of an error's output, with file names in place of this machine's paths."""
+    line = (text.strip().splitlines() or ["it said nothing"])[-1]
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/]+/)+", "", line)[:300]

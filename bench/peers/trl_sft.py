@@ -6,33 +6,13 @@ memory) and `autocast` (TRL's own default for bf16; without it everything but th
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from clock import Job, StepClock
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trainer_watch import TrainerWatch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
-
-
-class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Notes when steps begin and end, and their losses."""
-
-    def __init__(self, clock: StepClock) -> None:
-        self._clock = clock
-        self.losses: list[float] = []
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        if not self._clock.has_begun:
-            self._clock.begin()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._clock.step_done()
-
-    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
-        if logs and "loss" in logs:
-            self.losses.append(float(logs["loss"]))
 
 
 def main() -> None:
@@ -72,7 +52,7 @@ def main() -> None:
         task_type="CAUSAL_LM",
         target_modules="all-linear",
     )
-    watch = _Watch(clock)
+    watch = TrainerWatch(clock)
     trainer = SFTTrainer(
         model=model,
         args=config,

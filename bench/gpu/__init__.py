@@ -1,0 +1,1 @@
+"""Training measured on an NVIDIA GPU: `cd bench && python -m gpu.training`."""
