@@ -70,8 +70,8 @@ def test_a_run_leaves_everything_behind(home, spec):
     assert figures.verdict == result.verdict.kind
     folder = result.run.run_folder
     expected = {
-        "spec.yaml", "status.json", "events.jsonl", "metrics.jsonl", "metrics.parquet", "row_losses.jsonl", "checkpoints",
-        "data", "report.html", "report.json",
+        "spec.yaml", "status.json", "events.jsonl", "metrics.jsonl", "metrics.parquet", "row_losses.jsonl",
+        "row_losses.parquet", "checkpoints", "data", "report.html", "report.json",
     }  # fmt: skip
     assert {path.name for path in folder.iterdir()} == expected
     assert read_parquet(folder / "metrics.parquet")[-1]["step"] == figures.train.steps

@@ -16,6 +16,8 @@ from tunesmith.cli.show_result import show_plan
 from tunesmith.record.events import Event
 from tunesmith.record.observer import Observer, StepReport
 
+#: Work around the training's steps.
+_ASIDES = {"validating", "measuring general instructions", "looking for a learning rate"}
 _HEADINGS = {
     "data": "The data",
     "row": "One row as the model sees it",
@@ -74,9 +76,10 @@ class Watcher(Observer):
                 self._bars.stop()
                 words = _score(data)
                 self._screen.say(Text.assemble(f"{data['name']}: ", (words[0], "name"), words[1]))
-            case "run_resumed" | "early_stop":
+            case "run_resumed" | "early_stop" | "learning_rate_found" | "forgetting" | "memorised" | "hard_rows":
                 self._bars.stop()
-                self._screen.say(Text(event.message))
+                mark = ("", "") if event.level == "info" else ("! ", "warn")
+                self._screen.say(Text.assemble(mark, event.message))
             case _ if event.level != "info":
                 self._bars.stop()
                 self._screen.say(Text.assemble(("! ", "warn"), event.message))
@@ -96,8 +99,8 @@ class Watcher(Observer):
         """Move the bar of some other work."""
         if what.startswith("asking "):
             self.section("tuned" if "training" in self._begun else "untuned")
-        # Validation interrupts the training for a moment; it is no section of its own.
-        is_aside = what == "validating"
+        # What interrupts the training for a moment is no section of its own.
+        is_aside = what in _ASIDES
         if is_aside:
             self.section("training")
         self._bars.move(what, done, total, is_aside=is_aside)

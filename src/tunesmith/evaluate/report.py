@@ -33,6 +33,7 @@ class Report:
         rows: the test rows, in the order in which the arms answered them.
         confidence: level of the intervals.
         curves: how training went.
+        notes: what people should know about the training, whole sentences.
         data: facts about the data and its split, by name (numbers, words, or nested mappings).
         dropped: rows that were left out or cut, one mapping each (`place`, `reason`).
         plan: model, method, memory, hardware, time, by name.
@@ -48,6 +49,7 @@ class Report:
     rows: Sequence[Conversation]
     confidence: float = 0.95
     curves: Curves | None = None
+    notes: Sequence[str] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     dropped: Sequence[Mapping[str, str]] = ()
     plan: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +69,7 @@ class Report:
             "arms": [arm.to_json() for arm in self.arms],
             "rows": [row.to_json() for row in show_rows(self.rows, self.arms, range(len(self.rows)))],
             "curves": self.curves.to_json() if self.curves else None,
+            "notes": list(self.notes),
             "data": dict(self.data),
             "dropped": [dict(row) for row in self.dropped],
             "plan": dict(self.plan),

@@ -27,12 +27,15 @@ from tunesmith.record.parquet import write_parquet
 from tunesmith.runs.architecture import note_architecture
 from tunesmith.runs.finish import Finished, finish
 from tunesmith.runs.folder import RunFolder
+from tunesmith.runs.looking_back import LookingBack
 from tunesmith.runs.perplexity import PerplexityProof
 from tunesmith.runs.pinned_data import PinnedData, load_pinned, pin
 from tunesmith.runs.preview import preview_tokens
 from tunesmith.runs.proof import Proof
+from tunesmith.runs.rate import with_found_rate
 from tunesmith.runs.result import RunResult
 from tunesmith.runs.stop import StopWish, stop_on_signals
+from tunesmith.runs.validation_score import validation_scoring
 from tunesmith.runs.workshop import Base, Workshop
 from tunesmith.specs.tune import PretrainSpec, TuneSpec
 from tunesmith.train.checkpoints import CheckpointStore
@@ -129,7 +132,7 @@ class _Execution:
         else:
             proof = Proof(loaded, renderer, data.test, data.train, evaluation, observer)
         arms = self._measure(proof, [*untuned, *([_BASE_ARM] if evaluation.compare_base else [])])
-        adapter, outcome, plan = self._train(workshop, plan)
+        adapter, outcome, plan, notes = self._train(workshop, plan)
         adapter.settle()
         arms += self._measure(proof, [_TUNED_ARM])
         result = finish(
@@ -142,6 +145,7 @@ class _Execution:
                 plan=plan,
                 adapter=adapter,
                 outcome=outcome,
+                notes=notes,
                 arms=arms,
                 verdict=decide(arms[-1], arms[:-1], confidence=evaluation.confidence) if arms else None,
                 peak_memory_bytes=self._peak.highest(),
@@ -162,11 +166,12 @@ class _Execution:
             self._events.add("evaluation", sentence, **figures)
         return results
 
-    def _train(self, workshop: Workshop, plan: Plan) -> tuple[Adapter, Outcome, Plan]:
+    def _train(self, workshop: Workshop, plan: Plan) -> tuple[Adapter, Outcome, Plan, list[str]]:
         """Train to the end, from the newest checkpoint if there is one.
 
         Returns:
-            The adapter with its best weights, what the loop came to, and the plan as measured.
+            The adapter with its best weights, what the loop came to, the plan as measured, and what people should know
+            about the training.
 
         Raises:
             RunInterrupted: the user stopped it.
@@ -174,8 +179,11 @@ class _Execution:
         model = self._base.loaded.model
         torch.manual_seed(self._spec.seed)
         adapter = add_adapter(model, self._spec.adapter)
-        wish = StopWish()
-        loop = Loop(TreeModel.of(model), adapter, workshop.data, self._spec, self._records, wish)
+        wish, rows = StopWish(), workshop.data
+        looking_back = LookingBack(self._spec, self._base, self._data, self._records)
+        self._spec = with_found_rate(self._spec, self._base, adapter, rows, self._folder, self._records)
+        scoring = validation_scoring(self._spec, self._base, self._data, self._records.observer)
+        loop = Loop(TreeModel.of(model), adapter, rows, self._spec, self._records, wish, scoring)
         self._go_on(loop)
         measured = loop.rehearse(self._base.size, self._peak)
         with stop_on_signals(wish):
@@ -187,7 +195,8 @@ class _Execution:
         best = self._records.checkpoints.load(outcome.state.best_step)
         adapter.load_tensors(best.adapter, where=str(self._folder.checkpoints))
         write_parquet(list(self._records.metrics.rows()), self._folder.path / "metrics.parquet")
-        return adapter, outcome, plan.corrected(measured) if measured else plan
+        notes = looking_back.tell(self._folder, rows, outcome)
+        return adapter, outcome, plan.corrected(measured) if measured else plan, notes
 
     def _go_on(self, loop: Loop) -> None:
         """Take over the newest whole checkpoint, and forget what was recorded after it."""

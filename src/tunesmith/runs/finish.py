@@ -53,6 +53,7 @@ class Finished:
     verdict: Verdict | None
     peak_memory_bytes: int
     metrics: Sequence[Mapping[str, Any]]
+    notes: Sequence[str] = ()
 
 
 def finish(run: Finished, home: Home) -> RunResult:
@@ -184,6 +185,7 @@ def _report(run: Finished, verdict: Verdict, version: ModelVersion) -> Report:
         }
         | {"findings": [finding["message"] for finding in run.data.report["findings"]]},
         dropped=dropped,
+        notes=run.notes,
         plan=run.plan.to_json(),
         spec_yaml=run.spec.to_yaml(),
         versions={"python": platform.python_version()}

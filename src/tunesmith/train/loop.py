@@ -21,7 +21,7 @@ from tunesmith.record.events import EventLog
 from tunesmith.record.metrics import MetricsLog
 from tunesmith.record.observer import Observer, StepReport
 from tunesmith.specs.tune import TuneSpec
-from tunesmith.train.batches import rows_of_steps
+from tunesmith.train.batches import rows_of_steps, with_replay
 from tunesmith.train.checkpoints import Checkpoint, CheckpointStore, LoopState
 from tunesmith.train.costs import Costs
 from tunesmith.train.memory import PeakMemory, memory_limit_bytes
@@ -40,11 +40,26 @@ _SPEED_STEPS = 10
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rendered rows to learn from, rows whose loss is watched, and how sources share an epoch (None: by their rows)."""
+    """Rendered rows to learn from, rows whose loss is watched, and how sources share an epoch (None: by their rows).
+
+    `replay` are general rows that are learnt along: `replay_share` of each step's rows.
+    """
 
     train: Sequence[Row]
     validation: Sequence[Row]
     mixture: Mixture | None = None
+    replay: Sequence[Row] = ()
+    replay_share: float = 0.0
+
+    @property
+    def learnt(self) -> list[Row]:
+        """All rows that steps may hold, the general ones last."""
+        return [*self.train, *self.replay]
+
+    def steps(self, batch_size: int, epochs: float, seed: int) -> list[list[int]]:
+        """Return the numbers (in `learnt`) of every optimiser step's rows; `batch_size` doesn't count general ones."""
+        steps = rows_of_steps(len(self.train), batch_size, epochs, seed, self.mixture)
+        return with_replay(steps, len(self.train), len(self.replay), self.replay_share, seed)
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,8 @@ class Loop:
         self._validator = Validator(data.validation, scoring, records.events, records.metrics, records.observer)
         batch_size, epochs, self._validate_every = numbers(spec)
         assert not isinstance(spec.limits.tokens_per_microbatch, str)
-        self._schedule = rows_of_steps(len(data.train), batch_size, epochs, spec.seed, data.mixture)
+        self._schedule = data.steps(batch_size, epochs, spec.seed)
+        self._rows = data.learnt
         groups = adapter.parameter_groups()
         self._optimiser = Optimiser(groups, spec.optimisation, len(self._schedule))
         passes = Passes(spec.limits.tokens_per_microbatch)
@@ -140,7 +156,7 @@ class Loop:
             return None
         device = self._stepper.device
         costs = Costs(size, self._spec, device)
-        planner = Planner(costs, self._data.train, self._data.validation, self._schedule, self._validate_every)
+        planner = Planner(costs, self._rows, self._data.validation, self._schedule, self._validate_every)
         model = self._model.model
         model.train()
         limit_bytes = memory_limit_bytes(self._spec.limits.memory_bytes, device)
@@ -184,7 +200,7 @@ class Loop:
         """Take one optimiser step; return its loss."""
         started = time.perf_counter()
         number = self._state.step + 1
-        rows = [self._data.train[row] for row in row_numbers]
+        rows = [self._rows[row] for row in row_numbers]
         sequences = [sequence for row in rows for sequence in row]
         computed = self._stepper.gradients(sequences, f"step {number}")
         check_finite(computed.loss, f"The loss became {computed.loss} at step {number}")
