@@ -50,7 +50,7 @@ def test_a_lower_perplexity_ships():
     verdict = decide(tuned, [base])
     change = math.expm1(-compare(base, tuned).difference)
     assert verdict.kind == "ship" and change < 0
-    assert f"{-100 * change:.1f} % lower than the base" in verdict.reasons[0]
+    assert f"{-100 * change:.1f} % lower than that of the base" in verdict.reasons[0]
     assert f"perplexity of {tuned.score_as_read.value:.1f} on 40 unseen passages" in verdict.sentence
     assert tuned.to_json()["score"] == pytest.approx(tuned.score_as_read.value)
 

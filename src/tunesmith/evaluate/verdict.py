@@ -170,7 +170,7 @@ def _difference_reason(difference: Difference) -> str:
 def _perplexity_reason(difference: Difference) -> str:
     """Say the paired difference as a change of perplexity."""
     mean, low, high = (100 * math.expm1(-value) for value in (difference.difference, difference.high, difference.low))
-    changed = f"{abs(mean):.1f} % {'lower' if mean < 0 else 'higher'} than" if mean else "exactly that of"
+    changed = f"{abs(mean):.1f} % {'lower' if mean < 0 else 'higher'} than that of" if mean else "exactly that of"
     return (
         f"On the same passages, the tuned model's perplexity is {changed} {difference.baseline} "
         f"({100 * difference.confidence:.0f} % interval {low:+.1f} to {high:+.1f} %, "

@@ -96,16 +96,17 @@ def _target(fraction: float, limit: int, rows: int) -> int:
 def _fill(
     groups: list[list[E]], targets: dict[Side, int], sides: dict[Side, list[E]], source_rows: Counter[int]
 ) -> None:
-    """Give whole groups, in the order of their ranks, to the first side that still has room for their source.
+    """Give whole groups, in the order of their ranks, to the first side that still has room for them.
 
-    A group counts for the source of its first row.
+    Each source has its own room, in proportion to its rows.
     """
     room = {side: _proportions(targets[side], source_rows) for side in _SET_ASIDE}
     for group in sorted(groups, key=_rank):
-        source = group[0].source
+        rows = Counter(row.source for row in group)
         for side in _SET_ASIDE:
-            if len(group) <= room[side][source]:
-                room[side][source] -= len(group)
+            if all(count <= room[side][source] for source, count in rows.items()):
+                for source, count in rows.items():
+                    room[side][source] -= count
                 sides[side].extend(group)
                 break
         else:
