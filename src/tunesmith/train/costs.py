@@ -133,7 +133,8 @@ class Costs:
 
     def forward_operations(self, load: Load) -> float:
         """Return the floating-point operations of a pass forward."""
-        linear = 2 * self.size.linear_parameters * load.tokens
+        active = self.size.linear_parameters + self.size.active_expert_parameters
+        linear = 2 * active * load.tokens
         head = 2 * self.size.vocabulary * self.size.hidden * load.learnt
         return linear + head + self._attention_operations(load)
 
