@@ -7,13 +7,14 @@ one that doesn't fit is passed over for the one before.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from tunesmith.errors import ModelError, RunError
+from tunesmith.errors import ModelError, RunError, StorageError, storage_errors
 from tunesmith.learn.passes import Passes
 from tunesmith.models.weights import load_tensors, save_tensors
 from tunesmith.record.atomic import new_folder, remove_folder, write_json
@@ -64,10 +65,14 @@ class CheckpointStore:
     def save(self, checkpoint: Checkpoint, *, keep: int) -> Path:
         """Write a checkpoint; keep the `keep` newest and the best, remove the others.
 
+        The new one is whole and on the disk before an older one goes, so that there is one at any moment.
+
         Raises:
             StorageError: the disk is full; the earlier checkpoints are untouched.
         """
         folder = self._path(checkpoint.state.step)
+        if folder.exists() and not self._is_whole(checkpoint.state.step):
+            remove_folder(folder)
         if not folder.exists():
             with new_folder(folder) as part:
                 save_tensors(part / _ADAPTER, checkpoint.adapter)
@@ -76,11 +81,19 @@ class CheckpointStore:
                 write_json(
                     part / "manifest.json", {name: sha256_file(part / name) for name in (_ADAPTER, _OPTIMISER, _STATE)}
                 )
-        steps = self.steps()
-        for step in steps[:-keep]:
-            if step != checkpoint.state.best_step:
-                remove_folder(self._path(step))
+        self._remove_all_but(checkpoint.state, keep)
         return folder
+
+    def _remove_all_but(self, state: LoopState, keep: int) -> None:
+        """Remove what is neither among the `keep` newest nor the best.
+
+        Checkpoints of later steps go, too: a resumed run passed over them because they are damaged.
+        """
+        steps = self.steps()
+        kept = {*[step for step in steps if step <= state.step][-keep:], state.best_step}
+        for step in steps:
+            if step not in kept:
+                remove_folder(self._path(step))
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, in order."""
@@ -89,13 +102,41 @@ class CheckpointStore:
         return sorted(int(path.name.removeprefix("step-")) for path in self._folder.glob("step-*"))
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest whole checkpoint; damaged ones are noted in `damaged` and passed over."""
+        """Return the newest whole checkpoint; damaged ones are noted in `damaged` and passed over.
+
+        Where the best one is damaged, the newest takes its place until a validation finds a better one.
+        """
         for step in reversed(self.steps()):
-            try:
-                return self.load(step)
-            except RunError as error:
-                self.damaged.append(str(error))
+            if self._is_whole(step):
+                found = self.load(step)
+                if found.state.best_step == step or self._is_whole(found.state.best_step):
+                    return found
+                state = replace(found.state, best_step=step, best_loss=None, best_score=None, worse_validations=0)
+                return replace(found, state=state)
         return None
+
+    def check_room(self, checkpoint_bytes: int, *, keep: int) -> None:
+        """Refuse a run whose checkpoints can't fit on the disk.
+
+        Args:
+            checkpoint_bytes: about how large each gets.
+            keep: see `save`; while one is written, so many others are there.
+
+        Raises:
+            StorageError: they can't (`disk_full`).
+        """
+        with storage_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._folder).free
+            there = sum(file.stat().st_size for file in self._folder.rglob("*") if file.is_file())
+        needed = (keep + 1) * checkpoint_bytes
+        if needed > free + there:
+            raise StorageError(
+                f"The checkpoints of this run need {needed / 1e6:.0f} MB; this disk has {(free + there) / 1e6:.0f} MB.",
+                where=str(self._folder),
+                fix="Free some space, lower limits.keep_checkpoints, or set TUNESMITH_HOME to a larger disk.",
+                code="disk_full",
+            )
 
     def load(self, step: int) -> Checkpoint:
         """Return the checkpoint of a step.
@@ -119,6 +160,15 @@ class CheckpointStore:
                 fix="Resume the run: it goes on from the checkpoint before.",
                 code="damaged_checkpoint",
             ) from error
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether a checkpoint can be loaded; if not, what is wrong stands in `damaged`."""
+        try:
+            self.load(step)
+        except RunError as error:
+            self.damaged.append(str(error))
+            return False
+        return True
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step-{step:06d}"

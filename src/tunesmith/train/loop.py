@@ -171,33 +171,45 @@ class Loop:
         Raises:
             RunError: a loss or a gradient is not a finite number (`non_finite_loss`), or memory ran out and smaller
                 passes are of no use (`out_of_memory`); the last checkpoint is whole and finite.
-            StorageError: a checkpoint can't be written.
+            StorageError: the disk has no room for checkpoints, or one can't be written; the earlier ones are whole.
         """
         model = self._model.model
         model.train()
-        losses: deque[float] = deque(maxlen=max(1, len(self._schedule) // 10))
+        self._records.checkpoints.check_room(self._checkpoint_bytes(), keep=self._spec.limits.keep_checkpoints)
         interrupted = stopped_early = False
         if self._is_fresh:
             self._validate_and_save()
         while self._state.step < len(self._schedule):
-            losses.append(self._step(self._schedule[self._state.step]))
+            patience = self._spec.optimisation.patience
+            stopped_early = bool(patience) and self._state.worse_validations >= patience
+            if stopped_early:
+                break
+            self._step(self._schedule[self._state.step])
             is_last = self._state.step == len(self._schedule)
             if is_last or self._state.step % self._validate_every == 0:
                 self._validate_and_save()
-                patience = self._spec.optimisation.patience
-                stopped_early = bool(patience) and self._state.worse_validations >= patience and not is_last
-                if stopped_early:
-                    break
             if not is_last and self._should_stop():
                 interrupted = True
                 self._save()
                 break
         model.eval()
-        last_loss = sum(losses) / len(losses) if losses else math.nan
-        return Outcome(self._state, len(self._schedule), last_loss, interrupted, stopped_early)
+        return Outcome(self._state, len(self._schedule), self._last_loss(), interrupted, stopped_early)
 
-    def _step(self, row_numbers: Sequence[int]) -> float:
-        """Take one optimiser step; return its loss."""
+    def _last_loss(self) -> float:
+        """Return the mean loss of the last tenth of the steps, also of those that were taken before a resume."""
+        wanted = max(1, len(self._schedule) // 10)
+        losses = deque((row["loss"] for row in self._records.metrics.rows() if row.get("loss") is not None), wanted)
+        return sum(losses) / len(losses) if losses else math.nan
+
+    def _checkpoint_bytes(self) -> int:
+        """Return about how large a checkpoint gets."""
+        adapter = sum(tensor.nbytes for tensor in self._adapter.tensors().values())
+        eight_bits = self._spec.optimisation.optimiser == "adamw_8bit"
+        trained = sum(parameter.numel() for group in self._adapter.parameter_groups() for parameter in group.parameters)
+        return adapter + trained * (2 if eight_bits else 8)
+
+    def _step(self, row_numbers: Sequence[int]) -> None:
+        """Take one optimiser step."""
         started = time.perf_counter()
         number = self._state.step + 1
         rows = [self._rows[row] for row in row_numbers]
@@ -220,7 +232,6 @@ class Loop:
         )
         self._records.row_losses.add(number, row_numbers, row_means(rows, computed.sequence_losses))
         self._report(computed.loss, rate)
-        return computed.loss
 
     def _report(self, loss: float, rate: float) -> None:
         speed = sum(tokens for tokens, _ in self._recent) / sum(seconds for _, seconds in self._recent)
@@ -252,8 +263,13 @@ class Loop:
         self._records.row_losses.sync()
         optimiser = {**self._optimiser.tensors(), **random_state(self._stepper.device)}
         self._state = replace(self._state, passes=self._stepper.passes)
+        adapter = self._adapter.tensors()
+        for name, tensor in adapter.items():
+            check_finite(
+                float(tensor.abs().amax()), f"The weights {name} stopped being finite by step {self._state.step}"
+            )
         self._records.checkpoints.save(
-            Checkpoint(self._state, self._adapter.tensors(), optimiser), keep=self._spec.limits.keep_checkpoints
+            Checkpoint(self._state, adapter, optimiser), keep=self._spec.limits.keep_checkpoints
         )
 
     def _note_replanned(self, old: Passes, new: Passes, failure: str) -> None:
