@@ -60,6 +60,22 @@ def test_a_layers_outputs_and_gradients_are_those_of_its_weights():
     torch.testing.assert_close(layer(x), plain(y), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("double", [False, True])
+def test_a_large_layer_is_quantised_in_parts_as_if_at_once(double):
+    from bitsandbytes import functional
+
+    linear = linear_of(1500, 3000, 0.1, 0)
+    layer = Nf4Linear(linear, double_quantisation=double)
+    codes, state = functional.quantize_4bit(
+        torch.nn.functional.pad(linear.weight.flatten(), (0, 32)).view(-1, BLOCK_SIZE),
+        blocksize=BLOCK_SIZE,
+        compress_statistics=double,
+        quant_type="nf4",
+    )
+    assert torch.equal(layer.packed, codes)
+    assert torch.equal(layer.weight, functional.dequantize_4bit(codes, state).flatten()[:-32].view(1500, 3000))
+
+
 def test_layers_follow_to_another_number_format():
     layer = Nf4Linear(linear_of(8, 64, 0.1, 0), double_quantisation=True)
     before = layer.weight

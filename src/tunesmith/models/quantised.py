@@ -22,6 +22,8 @@ from tunesmith.errors import ModelError
 
 #: Weights that share one factor.
 BLOCK_SIZE = 64
+#: Blocks that are quantised at once: about 17 bytes a weight are needed for that, whatever the layer's size.
+_BLOCKS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,7 @@ class Nf4Linear(nn.Module):
         weight = linear.weight.detach().to(device)
         # One block a row: where blocks cross rows, bitsandbytes 0.50 brings some back with a neighbour's factor (CPU).
         blocks = nn.functional.pad(weight.flatten(), (0, -weight.numel() % BLOCK_SIZE)).view(-1, BLOCK_SIZE)
-        packed, self._state = _functional().quantize_4bit(
-            blocks, blocksize=BLOCK_SIZE, compress_statistics=double_quantisation, quant_type="nf4"
-        )
+        packed, self._state = _quantised(blocks, double_quantisation)
         self._dtype = weight.dtype
         self.register_buffer("packed", packed, persistent=False)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to(device), requires_grad=False)
@@ -108,6 +108,23 @@ class Nf4Linear(nn.Module):
         self._state.to(self.packed.device)
         self._dtype = fn(torch.empty(0, dtype=self._dtype)).dtype
         return self
+
+
+def _quantised(blocks: Tensor, double_quantisation: bool) -> tuple[Tensor, Any]:
+    """Return the codes, two in a byte, and `bitsandbytes`' state of weights (N, 64); a part of them at a time."""
+    functional = _functional()
+    parts = [
+        functional.quantize_4bit(part, blocksize=BLOCK_SIZE, quant_type="nf4")
+        for part in torch.split(blocks, _BLOCKS_AT_ONCE)
+    ]
+    state = parts[0][1]
+    state.absmax, state.shape = torch.cat([part.absmax for _, part in parts]), blocks.shape
+    if double_quantisation:
+        # As quantize_4bit does with all factors at once.
+        state.offset = state.absmax.mean()
+        state.absmax, state.state2 = functional.quantize_blockwise(state.absmax - state.offset, blocksize=256)
+        state.nested = True
+    return torch.cat([codes for codes, _ in parts]), state
 
 
 class _FrozenProduct(torch.autograd.Function):
