@@ -11,10 +11,12 @@ import yaml
 from markdown_pages import PAGES, Block, blocks, blocks_of
 
 from tunesmith.data.convert import Converter
+from tunesmith.data.documents import read_documents
 from tunesmith.data.examples import Conversation
 from tunesmith.data.readers import read_rows
 from tunesmith.data.recognise import recognise
 from tunesmith.data.rows import Row
+from tunesmith.specs.data import SourceSpec
 from tunesmith.specs.tune import TuneSpec
 
 
@@ -30,6 +32,9 @@ def test_rows_are_recognised_as_their_form_and_converted(block: Block, tmp_path:
     mapping = dict(pair.split("=") for pair in columns)
     recognition = recognise(rows, file=str(file), mapping=mapping)
     assert recognition.format == form
+    if form == "documents":
+        assert len(read_documents(SourceSpec(path=str(file))).documents) == len(rows)
+        return
     converter = Converter(recognition)
     for row in rows:
         assert isinstance(result := converter.convert(row), Conversation), result

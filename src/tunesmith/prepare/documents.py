@@ -86,8 +86,10 @@ def _usable(documents: Sequence[Document], dropped: list[Dropped]) -> list[Docum
             told.append(document)
             continue
         assert document.place is not None  # documents read from files have places
-        code, reason = ("empty_document", "holds no words") if words == 0 else ("short_document", "holds hardly a word")
-        dropped.append(Dropped(document.place, code, reason))
+        if words:
+            dropped.append(Dropped(document.place, "short_document", f"holds fewer than {MIN_WORDS} words"))
+        else:
+            dropped.append(Dropped(document.place, "empty_document", "holds no words"))
     kept, duplicates = without_duplicates(told)
     dropped += duplicates
     return list(kept)
