@@ -53,7 +53,8 @@ def projected_cross_entropy(
     Returns:
         The sum (scalar) and the single losses (M,), unweighted and unsmoothed, in at least float32, without gradient.
     """
-    settings = _Settings(projection, chunk_tokens or default_chunk_tokens(projection), label_smoothing)
+    chunk_tokens = chunk_tokens or default_chunk_tokens(projection)
+    settings = _Settings(projection, chunk_tokens, label_smoothing, torch.is_grad_enabled())
     total, losses = _ProjectedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, projection.weight, projection.bias, targets, weights, settings
     )
@@ -65,6 +66,7 @@ class _Settings:
     projection: Projection
     chunk_tokens: int
     label_smoothing: float
+    differentiable: bool
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
@@ -79,8 +81,8 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         settings: _Settings,
     ) -> tuple[Tensor, Tensor]:
         precise = torch.promote_types(hidden.dtype, torch.float32)
-        trains_head = weight.requires_grad
-        with_gradient = hidden.requires_grad or trains_head
+        trains_head = weight.requires_grad and settings.differentiable
+        with_gradient = (hidden.requires_grad and settings.differentiable) or trains_head
         # A head that is trained in float32 beside a base in bfloat16 is used as the base would use it.
         used, used_bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
