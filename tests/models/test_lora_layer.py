@@ -95,7 +95,9 @@ def test_weights_in_four_bits_take_every_setting(settings):
         x = torch.randn(4, _IN, requires_grad=True)
         out = layer(x)
         results.append([out, *torch.autograd.grad(out.cos().sum(), [x, layer.lora_a, layer.lora_b])])
-        results[-1].append(layer.merged().weight)
+        layer.settle()
+        with torch.no_grad():
+            results[-1] += [layer.eval()(x), layer.merged().weight]
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 

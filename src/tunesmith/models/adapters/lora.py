@@ -93,6 +93,8 @@ class LoraAdapter:
     def settle(self) -> None:
         """See `Adapter`; on a base in 4 bits the layers stay adapted, as folding them in would unpack the weights."""
         if any(isinstance(layer.linear, Nf4Linear) for layer in self.layers.values()):
+            for layer in self.layers.values():
+                layer.settle()
             self._merge_whole()
         else:
             self.merge()

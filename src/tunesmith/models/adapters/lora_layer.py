@@ -34,6 +34,7 @@ class LoraLinear(nn.Module):
 
     initial_a: Tensor | None
     initial_b: Tensor | None
+    settled_factors: Tensor | None
 
     def __init__(self, linear: FrozenLinear, spec: LoraSpec) -> None:
         super().__init__()
@@ -48,6 +49,7 @@ class LoraLinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
         self.register_buffer("initial_a", None)
         self.register_buffer("initial_b", None)
+        self.register_buffer("settled_factors", None)
         if spec.initialisation == "pissa":
             self._begin_as_principal_part(weight)
         self.magnitude = (
@@ -75,8 +77,14 @@ class LoraLinear(nn.Module):
         drop = Drop.draw(self.dropout.p) if self.dropout is not None and self.training else None
         if self.magnitude is None:
             return low_rank_linear(x, self.lora_a, self.lora_b, frozen, self.scale, drop)
-        factors = self.magnitude / row_norms(weight_of(self.linear), *self.learnt(), self.scale)
+        factors = self._row_factors() if self.settled_factors is None else self.settled_factors
         return directed_linear(x, self.lora_a, self.lora_b, factors, frozen, self.scale, drop)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Training is over: what each pass would compute anew, though it no longer changes, is computed once."""
+        if self.magnitude is not None:
+            self.settled_factors = self._row_factors()
 
     @torch.no_grad()
     def learnt(self) -> tuple[Tensor, Tensor]:
@@ -97,12 +105,17 @@ class LoraLinear(nn.Module):
         a, b = self.learnt()
         merged = weight.to(torch.promote_types(weight.dtype, torch.float32)) + self.scale * (b @ a)
         if self.magnitude is not None:
-            merged *= (self.magnitude / row_norms(weight, a, b, self.scale))[:, None]
+            merged *= self._row_factors()[:, None]
         return merged.to(weight.dtype)
 
     def merged(self) -> nn.Module:
         """Return a plain layer that does what this one does; where the frozen layer is a plain one, it is changed."""
         return with_weight(self.linear, self.merged_weight())
+
+    def _row_factors(self) -> Tensor:
+        """Return DoRA's trained lengths of the rows by their present ones (out,); gradients reach the former alone."""
+        assert self.magnitude is not None
+        return self.magnitude / row_norms(weight_of(self.linear), *self.learnt(), self.scale)
 
     @torch.no_grad()
     def _begin_as_principal_part(self, weight: Tensor) -> None:
