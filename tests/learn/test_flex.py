@@ -81,3 +81,24 @@ def test_the_forward_pass_is_the_trees(dtype, window_tokens, softcap):
         found = FlexLayout(tree, _CPU).attend(0, query, key, value, **asked)
     error = 1e-5 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(found, true, rtol=error, atol=error)
+
+
+def test_trees_of_all_lengths_share_one_trace():
+    traces = []
+
+    def backend(graph, inputs):
+        traces.append(graph)
+        return graph
+
+    attention = torch.compile(flex.flex_attention, dynamic=True, backend=backend)
+    for count in (100, 200, 300, 500, 900):
+        tree = build_tree([Rendered(tuple(range(3, 3 + count)), (True,) * count)])
+        query, key, value = (torch.randn(1, heads, count, 16) for heads in (4, 2, 2))
+        layout = FlexLayout(tree, _CPU)
+        layout._attention = attention
+        with torch.no_grad():
+            found = layout.attend(0, query, key, value, scale=0.3, window_tokens=16, softcap=None)
+        true = TreeLayout(tree).attend(0, query, key, value, scale=0.3, window_tokens=16, softcap=None)
+        torch.testing.assert_close(found, true, rtol=1e-5, atol=1e-5)
+    # The first one takes its lengths for fixed; after the second they are symbols.
+    assert len(traces) <= 2

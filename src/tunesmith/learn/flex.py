@@ -4,8 +4,9 @@ A tree is laid flat depth-first, so what lies below a token is one stretch right
 exactly if `k <= q < end[k]`, where `end[k]` is where the subtree of k's segment ends: one number a token says it all.
 Blocks that no query sees are never computed, blocks that all see are computed without a mask.
 
-Run and tested on the CPU, uncompiled: masks, scores and the forward pass against `learn.attention.TreeLayout`. Not run:
-the compiled kernels and their backward pass, which need a GPU (PyTorch has no backward pass of FlexAttention on CPUs).
+Run and tested on the CPU: masks, scores and the forward pass against `learn.attention.TreeLayout`, uncompiled and as
+traced by torch.compile (one trace for a kind of layer, whatever the lengths). Not run: CUDA's compiled kernels and
+their backward pass, which need a GPU (PyTorch has no backward pass of FlexAttention on CPUs).
 """
 
 from __future__ import annotations
