@@ -1,10 +1,12 @@
 """Whole runs with `qlora` and `full`: what is registered and served is what was trained, also after a resume."""
 
+import shutil
+
 import pytest
 from test_runs import Interrupting, write_rows
 
 from tunesmith import api
-from tunesmith.errors import RunInterrupted
+from tunesmith.errors import ModelError, RunInterrupted
 from tunesmith.models.quantised import Nf4Linear
 from tunesmith.models.versions import verify
 from tunesmith.serve.answering import open_model
@@ -69,3 +71,21 @@ def test_ctrl_c_and_resume_give_the_same_weights(home, spec_of, kind):
     resumed = api.resume(caught.value.run, home=home)
     one, two = (weights_of(result.run.version) for result in (undisturbed, resumed))
     assert one == two
+
+
+def test_a_whole_model_needs_its_base_no_more_and_is_one_itself(home, spec_of, tmp_path):
+    spec = spec_of("full")
+    base = shutil.copytree(spec.base, tmp_path / "base")
+    version = api.tune(spec.model_copy(update={"base": str(base)}), home=home).run.version
+    shutil.rmtree(base)
+    first = open_model(version.name, home)
+    again = api.tune(spec.model_copy(update={"base": str(version.folder)}), home=home).run.version
+    assert again.made.base == str(version.folder)
+    assert open_model(again.name, home).fingerprint != first.fingerprint
+    weights = version.folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ModelError) as refused:
+        open_model(version.name, home)
+    assert refused.value.code == "digest_mismatch"
