@@ -49,9 +49,17 @@ BEST_PEER = Side("trl_best", "TRL, rows by length", "trl_sft.py", "trl", "length
 SAME_STEPS_PEER = Side(
     "trl_default", "TRL as it comes, the same steps", "trl_sft.py", "trl", "steps", {"gradient_checkpointing": True}
 )
-#: Run once each; the page says so if one can't be installed or fails.
+#: Run once each, to show that no other setting or peer is better; the page says so if one can't be installed or fails.
 OTHER_PEERS = (
     Side("trl_lean", "TRL, rows by length, lean", "trl_sft.py", "trl", "length", {"gradient_checkpointing": True}),
+    Side(
+        "trl_plain",
+        "TRL, rows by length, no autocast",
+        "trl_sft.py",
+        "trl",
+        "length",
+        {"gradient_checkpointing": False, "autocast": False},
+    ),
     Side("litgpt", "LitGPT, rows by length", "litgpt_lora.py", "litgpt", "length"),
     Side("llamafactory", "LLaMA-Factory, rows by length", "llamafactory_sft.py", "llamafactory", "length"),
 )
