@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.learn.kernels.install import use_kernels
 from tunesmith.learn.layouts import tree_layout
 from tunesmith.learn.loss import projected_cross_entropy
 from tunesmith.learn.tree import TokenTree
@@ -39,6 +40,7 @@ class TreeModel:
         reason = why_one_by_one(model)
         if reason is None:
             use_layout_attention(model)
+        use_kernels(model)
         return cls(model, Projection.of(model), reason)
 
     def hidden_states(self, tree: TokenTree) -> Tensor:

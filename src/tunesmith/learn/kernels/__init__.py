@@ -1,0 +1,1 @@
+"""Engine: parts of a decoder layer computed in fewer passes over memory; each equals what it replaces."""
