@@ -139,7 +139,7 @@ class _TreeAttention(torch.autograd.Function):
             weights, _ = _weights(q, k, bucket, settings)
             out.view(-1, out.shape[-1]).index_copy_(0, rows, torch.bmm(weights, v).view(-1, out.shape[-1]))
             kept.append(weights if settings.keeps_weights and settings.softcap is None else None)
-        ctx.save_for_backward(query, key, value, *kept)
+        ctx.save_for_backward(query, key, value, *kept)  # type: ignore[arg-type]
         ctx.settings = settings  # type: ignore[attr-defined]
         return out[:-1]
 
