@@ -41,7 +41,7 @@ class Bench:
             {
                 "base": str(tiny),
                 "data": {"path": "rows"},
-                "adapter": {"rank": 4, "dropout": settings.pop("dropout", 0.0)},
+                "adapter": {"rank": 4, "dropout": settings.pop("dropout", 0.0), **settings.pop("adapter", {})},
                 "optimisation": {
                     "learning_rate": 0.01, "batch_size": 5, "epochs": 3, "validate_every_steps": 4, "patience": 0,
                     **settings.pop("optimisation", {}),
@@ -53,6 +53,7 @@ class Bench:
             }
         )  # fmt: skip
         self.size = model_size(tiny)
+        self.observer = settings.pop("observer", Observer())
         self.loaded = load_base(resolve_base(str(tiny), Home(folder / "home")), settings.pop("dtype", "float32"), "cpu")
         self.checkpoints = CheckpointStore(folder / "checkpoints")
         self.events = EventLog(folder / "events.jsonl")
@@ -64,7 +65,7 @@ class Bench:
         renderer = ChatRenderer(self.loaded.tokenizer)
         self.adapter = add_lora(self.loaded.model, self.spec.adapter)
         data = TrainingData(encode(ROWS[:18], renderer, 256), encode(ROWS[18:], renderer, 256))
-        records = Records(self.events, self.metrics, self.checkpoints, Observer(), self.row_losses)
+        records = Records(self.events, self.metrics, self.checkpoints, self.observer, self.row_losses)
         return Loop(TreeModel.of(self.loaded.model), self.adapter, data, self.spec, records, should_stop)
 
     def weights(self):
