@@ -35,7 +35,7 @@ from tunesmith.runs.proof import Proof
 from tunesmith.runs.rate import with_found_rate
 from tunesmith.runs.result import RunResult
 from tunesmith.runs.stop import StopWish, stop_on_signals
-from tunesmith.runs.validation_score import validation_scoring
+from tunesmith.runs.validation_score import check_score_is_possible, validation_scoring
 from tunesmith.runs.workshop import Base, Workshop
 from tunesmith.specs.tune import PretrainSpec, TuneSpec
 from tunesmith.train.checkpoints import CheckpointStore
@@ -64,6 +64,7 @@ def start(spec: TuneSpec, home: Home, observer: Observer, *, untuned: Sequence[A
     home.check_writable()
     base = Base.load(spec, home)
     resolved, prepared = base.prepare(spec)
+    check_score_is_possible(resolved, prepared.validation)
     folder = RunFolder.create(resolved, home)
     with _ending_noted(folder):
         data = pin(prepared, folder.data)

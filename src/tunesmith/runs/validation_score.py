@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from tunesmith.data.examples import Conversation
 from tunesmith.errors import SpecError
 from tunesmith.evaluate.arms import as_is
 from tunesmith.learn.randomness import random_state, restore_random_state
@@ -34,12 +34,10 @@ def validation_scoring(spec: TuneSpec, base: Base, data: PinnedData, observer: O
     The score is the proof's measure over all validation rows. The adapter stays beside the weights, and each
     measurement has an engine of its own: no keys and values of older weights are left.
 
-    Raises:
-        SpecError: a score is asked for, and there are no validation rows or nothing that could be answered.
+    `check_score_is_possible` has said that there is something to answer.
     """
     if spec.optimisation.early_stop_on != "score":
         return None
-    check_score_is_possible(spec, data.validation)
     proof = Proof(base.loaded, base.renderer, data.validation, data.train, spec.evaluation, _Aside(observer))
     model, device = base.loaded.model, base.loaded.device
 
@@ -55,21 +53,22 @@ def validation_scoring(spec: TuneSpec, base: Base, data: PinnedData, observer: O
     return Scoring(proof.measure.name, measure)
 
 
-def check_score_is_possible(spec: TuneSpec, validation: Sequence[Conversation]) -> None:
-    """Refuse to stop on a score that can't be measured.
+def check_score_is_possible(spec: TuneSpec, validation: Sequence[Any]) -> None:
+    """Refuse a run that is to choose its weights by a score that can't be measured.
 
     Raises:
         SpecError: documents have no answers, or there are no validation rows.
     """
-    reason = None
-    if isinstance(spec.method, PretrainSpec):
-        reason = "Documents have no answers that could be scored."
-    elif not validation:
-        reason = "Without validation rows there is nothing to score."
-    if reason is not None:
-        raise SpecError(
-            reason,
-            fix="Set optimisation.early_stop_on to `loss`, or set validation rows aside (data.validation_fraction).",
-            param="optimisation.early_stop_on",
-            code="nothing_to_score",
-        )
+    if spec.optimisation.early_stop_on != "score" or (validation and not isinstance(spec.method, PretrainSpec)):
+        return
+    reason = (
+        "Without validation rows there is nothing to score."
+        if not validation
+        else "Documents have no answers that could be scored."
+    )
+    raise SpecError(
+        reason,
+        fix="Set optimisation.early_stop_on to `loss`, or set validation rows aside (data.validation_fraction).",
+        param="optimisation.early_stop_on",
+        code="nothing_to_score",
+    )
