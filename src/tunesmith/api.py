@@ -201,7 +201,11 @@ def write_clean(data: DataSpec, output: Path) -> int:
         StorageError: the output can't be written.
     """
     spec = data.model_copy(update={"on_problem": "drop"})
-    prepared: PreparedData[Any] = prepare_documents(spec) if holds_documents(spec.files[0]) else prepare(spec)
+    prepared: PreparedData[Any]
+    if holds_documents(spec.files[0]):  # whole, and not cut as they are for a run
+        prepared = prepare_documents(spec.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0}))
+    else:
+        prepared = prepare(spec)
     return write_jsonl(output, sorted(prepared.rows, key=lambda row: row.place.line if row.place else 0))
 
 

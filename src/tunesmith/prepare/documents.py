@@ -11,7 +11,7 @@ from tunesmith.data.problems import refusal
 from tunesmith.errors import DataError
 from tunesmith.prepare.findings import Dropped, Finding
 from tunesmith.prepare.fingerprint import user_words, words_of
-from tunesmith.prepare.inspection import unlearnt_findings
+from tunesmith.prepare.inspection import unlearnt_of_files
 from tunesmith.prepare.likeness import groups_of_near_identical
 from tunesmith.prepare.pipeline import beside, dropped_problems, without_duplicates
 from tunesmith.prepare.prepared import PreparedData, Source
@@ -58,7 +58,8 @@ def prepare_documents(spec: DataSpec) -> PreparedData[Document]:
     _refuse_too_little(documents, dropped, spec.where)
     split = _split(documents, spec, others)
     dropped += split.dropped
-    unlearnt = [finding for read in sources for finding in unlearnt_findings(read.recognition, {})]
+    files = zip(spec.files, sources, strict=True)
+    unlearnt = unlearnt_of_files([(file.path, read.recognition, {}) for file, read in files])
     return PreparedData(
         sources=tuple(
             Source(file, read.recognition, _count(read)) for file, read in zip(spec.files, sources, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -34,6 +35,15 @@ def unlearnt_findings(recognition: Recognition, ignored: Mapping[str, int]) -> t
         message = f"Nothing is learnt from these keys of messages: {names}."
         findings.append(Finding("unused_message_keys", message, max(ignored.values())))
     return tuple(findings)
+
+
+def unlearnt_of_files(files: Sequence[tuple[str, Recognition, Mapping[str, int]]]) -> list[Finding]:
+    """Return `unlearnt_findings` of files (path, form, ignored keys); of several, each finding names its file."""
+    return [
+        dataclasses.replace(finding, message=f"{path}: {finding.message}") if len(files) > 1 else finding
+        for path, recognition, ignored in files
+        for finding in unlearnt_findings(recognition, ignored)
+    ]
 
 
 def _few(rows: Sequence[Conversation]) -> Finding | None:

@@ -17,7 +17,7 @@ from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.prepare.findings import Dropped
 from tunesmith.prepare.fingerprint import row_hash
-from tunesmith.prepare.inspection import inspect_rows, unlearnt_findings
+from tunesmith.prepare.inspection import inspect_rows, unlearnt_of_files
 from tunesmith.prepare.prepared import UNREADABLE, E, PreparedData, Source, refuse_too_few
 from tunesmith.prepare.split import split_rows
 from tunesmith.specs.data import DataSpec, SourceSpec
@@ -63,7 +63,7 @@ def prepare(spec: DataSpec) -> PreparedData[Conversation]:
     split = split_rows(rows, spec, **aside)
     dropped += split.dropped
     refuse_too_few(len(split.train) + len(split.validation) + len(split.test), dropped, spec.where)
-    unlearnt = [finding for loaded in sources for finding in unlearnt_findings(loaded.recognition, loaded.ignored)]
+    unlearnt = unlearnt_of_files([(loaded.file.path, loaded.recognition, loaded.ignored) for loaded in sources])
     findings = (*unlearnt, *inspect_rows(rows), *split.findings)
     return PreparedData(
         sources=tuple(Source(loaded.file, loaded.recognition, loaded.rows_read) for loaded in sources),

@@ -28,14 +28,14 @@ def prepare_windows(spec: DataSpec, tokenizer: Any, max_tokens: int) -> tuple[Pr
         DataError: the documents can't be used.
     """
     prepared = prepare_documents(spec)
-    every = pack(prepared.train, tokenizer, max_tokens)
-    windows = training_windows(prepared.train, spec, tokenizer, max_tokens)
+    every = pack(prepared.train, tokenizer, max_tokens).rows
+    used = every[: spec.max_train_rows]
     findings = list(prepared.findings)
-    left_out = len(every.rows) - len(windows.rows)
+    left_out = len(every) - len(used)
     if left_out:
         message = (
-            f"{left_out:,} of {len(every.rows):,} windows of {max_tokens:,} tokens aren't used, because at most "
-            f"{len(windows.rows):,} are to be learnt."
+            f"{left_out:,} of {len(every):,} windows of {max_tokens:,} tokens aren't used, because at most "
+            f"{len(used):,} are to be learnt."
         )
         findings.append(Finding("train_windows_left_out", message, left_out))
     for side, most in (("validation", spec.max_validation_rows), ("test", spec.max_test_rows)):
@@ -45,7 +45,7 @@ def prepare_windows(spec: DataSpec, tokenizer: Any, max_tokens: int) -> tuple[Pr
                 f"At most {most:,} of about {tokens // PASSAGE_TOKENS:,} passages are used for {side}, evenly spread."
             )
             findings.append(Finding(f"{side}_passages_left_out", message, tokens // PASSAGE_TOKENS - most))
-    amount = Amount(len(windows.rows), sum(_learnt(row) for row in windows.rows))
+    amount = Amount(len(used), sum(_learnt(row) for row in used))
     return dataclasses.replace(prepared, findings=tuple(findings)), amount
 
 

@@ -88,10 +88,17 @@ class DataSpec(Spec):
         0.1, ge=0.0, le=0.5, description="Share of the rows set aside for validation during training."
     )
     test_fraction: float = Field(0.1, ge=0.0, le=0.5, description="Share of the rows locked away for the final test.")
-    max_validation_rows: int = Field(200, ge=1, description="At most this many rows are set aside for validation.")
-    max_test_rows: int = Field(200, ge=1, description="At most this many rows are locked away for the test.")
+    max_validation_rows: int = Field(
+        200, ge=1, description="At most this many rows (of documents: passages of 256 tokens) are used for validation."
+    )
+    max_test_rows: int = Field(
+        200, ge=1, description="At most this many rows (of documents: passages of 256 tokens) are used for the test."
+    )
     max_train_rows: int | None = Field(
-        None, ge=1, description="Learn from at most this many rows, chosen by the split's stable hash."
+        None,
+        ge=1,
+        description="Learn from at most this many rows, chosen by the split's stable hash; of documents: from at most "
+        "this many windows of `limits.max_tokens` tokens, the first ones.",
     )
     near_duplicate_similarity: float = Field(
         0.8,
@@ -101,7 +108,9 @@ class DataSpec(Spec):
         "the split.",
     )
     too_long: Literal["drop", "cut", "error"] = Field(
-        "drop", description="What happens to a row longer than `limits.max_tokens`: dropped, cut at the end, refused."
+        "drop",
+        description="What happens to a row longer than `limits.max_tokens`: dropped, cut at the end, refused. "
+        "Documents are cut into pieces, and nothing of them is lost.",
     )
     on_problem: Literal["error", "drop"] = Field(
         "error", description="What happens to broken rows: refuse the file, or drop them, counted and listed."
