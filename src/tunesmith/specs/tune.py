@@ -154,7 +154,7 @@ class EvaluationSpec(Spec):
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Level of the confidence intervals.")
     batch_size: int = Field(32, ge=1, le=1024, description="Answers generated side by side.")
     forgetting_rows: int = Field(
-        24,
+        20,
         ge=0,
         le=200,
         description="General rows whose loss is measured before and after training, to tell what was forgotten: "
