@@ -9,6 +9,7 @@ from test_runs import Interrupting, write_rows
 
 from tunesmith import api
 from tunesmith.errors import RunInterrupted, SpecError
+from tunesmith.evaluate.arms import as_is
 from tunesmith.evaluate.general import Forgetting, bundled_instructions
 from tunesmith.models.adapters.attach import add_adapter
 from tunesmith.record.observer import Observer
@@ -78,8 +79,6 @@ def test_answers_in_training_are_those_of_the_merged_model(home, settings, tmp_p
     before = scoring.measure()
     assert base.loaded.model.training
     proof = Proof(base.loaded, base.renderer, data.validation, data.train, spec.evaluation, Observer())
-    from tunesmith.evaluate.arms import as_is
-
     base.loaded.model.eval()
     apart = proof.measure_arm(as_is("a", "apart"))
     adapter.merge()
