@@ -39,18 +39,20 @@ class Processes:
     """Starts processes by forking one that has imported this module and has computed nothing yet."""
 
     def __init__(self):
-        os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+        places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(place for place in places if place)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["killed_training"])
 
-    def run(self, function, *arguments, kill_after_seconds=None, **settings):
-        """Run to the end, or kill -9 the process after some time; return its exit code (-9 if it was killed)."""
+    def run(self, function, *arguments, kill_when=lambda: False, **settings):
+        """Run to the end, or kill -9 the process when `kill_when()` says so; return its exit code (-9 if killed)."""
         process = self._context.Process(target=_alone, args=(function, arguments, settings))
         process.start()
-        process.join(kill_after_seconds)
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
+        while process.exitcode is None:
+            if kill_when():
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+            process.join(0.003)
         return process.exitcode
 
 

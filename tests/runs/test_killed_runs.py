@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import signal
 import time
 
 import pytest
@@ -56,27 +57,36 @@ def processes():
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, spec, processes):
     root = tmp_path_factory.mktemp("undisturbed")
-    started = time.monotonic()
     assert processes.run(start_or_resume, root, spec[1]) == 0
-    seconds = time.monotonic() - started
-    return weights(Home(root)), seconds
+    return weights(Home(root))
+
+
+def reached(home, step, delay_seconds):
+    """A `kill_when` that says yes some time after a step's figures are on record."""
+
+    def is_reached():
+        for file in home.runs.glob("*/metrics.jsonl"):
+            if f'"step": {step},' in (text := file.read_text(encoding="utf-8")) or f'"step":{step},' in text:
+                time.sleep(delay_seconds)
+                return True
+        return False
+
+    return is_reached
 
 
 @pytest.mark.parametrize("seed", [11, 12, 13])
 def test_f01_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, spec, processes, undisturbed, seed):
-    """kill -9 at three moments drawn from the run's length; the seed stands in the test's name."""
-    expected, seconds = undisturbed
+    """kill -9 after three steps and some milliseconds, all drawn by chance; the seed stands in the test's name."""
     chance = random.Random(seed)
     home = Home(tmp_path)
-    for _ in range(3):
-        after = chance.uniform(0.2, 0.9) * seconds
-        if processes.run(start_or_resume, tmp_path, spec[1], kill_after_seconds=after) == 0:
-            break
-    else:
-        assert processes.run(start_or_resume, tmp_path, spec[1]) == 0
+    for step in sorted(chance.sample(range(1, 44), 3)):
+        dead = reached(home, step, chance.uniform(0, 0.04))
+        code = processes.run(start_or_resume, tmp_path, spec[1], kill_when=dead)
+        assert code == -signal.SIGKILL, f"seed {seed}, step {step}"
+    assert processes.run(start_or_resume, tmp_path, spec[1]) == 0
     (run,) = api.list_runs(home)
     assert run.state == "succeeded"
-    assert weights(home) == expected
+    assert weights(home) == undisturbed
     rows = read_parquet(run.folder / "metrics.parquet")
     steps = [row["step"] for row in rows if row["loss"] is not None]
     assert steps == list(range(1, len(steps) + 1))
