@@ -8,12 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.chat_rows import RowCheck, read_messages
 from tunesmith.data.documents import holds_documents
-from tunesmith.data.examples import Conversation, Message, Place
-from tunesmith.data.problems import refusal
+from tunesmith.data.examples import Conversation
+from tunesmith.data.prompts import Prompt, as_conversation, is_one_prompt
 from tunesmith.data.writers import write_jsonl
-from tunesmith.errors import RequestError, SpecError
+from tunesmith.errors import SpecError
 from tunesmith.evaluate.arms import Arm
 from tunesmith.evaluate.comparison import ArmResult
 from tunesmith.evaluate.verdict import Verdict
@@ -40,9 +39,6 @@ from tunesmith.train.plan import Plan
 
 #: The rows to learn from: a file, several (each by its path, or as a mapping with a weight), or the data's settings.
 Data = str | Path | Sequence[str | Path | Mapping[str, Any]] | Mapping[str, Any]
-
-#: A prompt as Python users write it: words, OpenAI messages, or a conversation.
-Prompt = str | Sequence[Mapping[str, Any]] | Conversation
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ class Model:
             SpecError: a setting is unknown or out of its limits.
         """
         sampling = sampling or SamplingSpec.parse(settings)
-        is_one = _is_one(prompts)
+        is_one = is_one_prompt(prompts)
         listed: Sequence[Any] = [prompts] if is_one else prompts  # type: ignore[assignment]
         requests = [
             request for prompt in listed for request in self.opened.request(as_conversation(prompt), sampling).expand()
@@ -369,29 +365,6 @@ def delete_model(name: str, home: Home | None = None) -> ModelVersion:
     version = find_version(name, _home(home))
     delete_version(version)
     return version
-
-
-def as_conversation(prompt: Prompt) -> Conversation:
-    """Return a prompt as a conversation.
-
-    Raises:
-        RequestError: it isn't a text or a list of messages.
-    """
-    if isinstance(prompt, Conversation):
-        return prompt
-    if isinstance(prompt, str):
-        return Conversation((Message("user", prompt),))
-    row = RowCheck(Place("the prompt", 1))
-    messages = read_messages([dict(message) for message in prompt], "messages", row)
-    if row.problems:
-        error = refusal(row.problems)
-        raise RequestError(error.message, where=error.where, fix=error.fix, param="messages", code=error.code)
-    return Conversation(messages)
-
-
-def _is_one(prompts: Any) -> bool:
-    """Whether it is one prompt rather than a list of them."""
-    return isinstance(prompts, str | Conversation) or (bool(prompts) and isinstance(prompts[0], Mapping))
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:

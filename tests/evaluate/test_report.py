@@ -15,7 +15,8 @@ import pytest
 from tunesmith.data.examples import Conversation, Message, Place
 from tunesmith.errors import StorageError
 from tunesmith.evaluate.comparison import ArmResult, score_arm
-from tunesmith.evaluate.curves import Curves, draw_curves
+from tunesmith.evaluate.curves import Curves
+from tunesmith.evaluate.drawing import draw_curves
 from tunesmith.evaluate.measure import Measure, choose_measure
 from tunesmith.evaluate.report import Report, write_report
 from tunesmith.evaluate.side_by_side import pick_rows

@@ -11,7 +11,7 @@ from tunesmith.learn.kernels.rms_norm import rms_norm
 from tunesmith.models.adapters.lora import add_lora
 from tunesmith.specs.tune import LoraSpec
 
-#: How many normalisations, feed-forward layers and groups of query, key and value take kernels, of the tiny models' layers.
+#: How many normalisations, feed-forward layers and groups of query, key and value of the tiny models take kernels.
 EXPECTED = {
     "smollm2": (5, 2, 2), "llama": (5, 2, 2), "qwen2": (5, 2, 2), "qwen3": (9, 2, 2), "mistral": (5, 2, 2),
     "gemma2": (9, 2, 2), "gemma3": (19, 3, 3), "phi3": (5, 0, 0), "gpt2": (0, 0, 0), "mixtral": (5, 0, 2),

@@ -6,6 +6,7 @@ import torch
 from training_bench import Bench, same
 from tunesmith.errors import RunError
 from tunesmith.learn.passes import Passes
+from tunesmith.train import loop as loop_module
 from tunesmith.train.memory import PeakMemory, is_out_of_memory, room_bytes
 
 CPU = torch.device("cpu")
@@ -16,16 +17,22 @@ def tiny(tiny_folder):
     return tiny_folder("smollm2")
 
 
-def test_trying_the_longest_step_out_changes_nothing(tmp_path, tiny):
+@pytest.fixture
+def scarce(monkeypatch):
+    """No plan leaves enough memory to do without a rehearsal."""
+    monkeypatch.setattr(loop_module, "_COMFORTABLE_SHARE", 0.0)
+
+
+def test_trying_the_longest_step_out_changes_nothing(tmp_path, tiny, scarce):
     runs = []
     for name in ("plain", "rehearsed"):
         bench = Bench(tmp_path / name, tiny, dropout=0.2, part_tokens=100)
         loop = bench.loop()
         if name == "rehearsed":
             before, random = bench.weights(), torch.get_rng_state()
-            found = loop.rehearse(bench.size, PeakMemory(CPU))
-            assert found.passes == Passes(100)
-            assert found.attempts == 1
+            loop.rehearse(bench.size, PeakMemory(CPU))
+            assert loop.measured.passes == Passes(100)
+            assert loop.measured.attempts == 1
             assert same(before, bench.weights())
             assert torch.equal(random, torch.get_rng_state())
             assert all(p.grad is None for p in bench.loaded.model.parameters())
@@ -35,9 +42,17 @@ def test_trying_the_longest_step_out_changes_nothing(tmp_path, tiny):
     assert same(runs[0][1], runs[1][1])
 
 
-def test_the_event_tells_expected_and_measured(tmp_path, tiny):
+@pytest.mark.parametrize("is_rehearsed", [True, False])
+def test_the_event_tells_expected_and_measured(tmp_path, tiny, monkeypatch, is_rehearsed):
+    """Where memory is scarce, before training; where it is plentiful, from an early step."""
+    monkeypatch.setattr(loop_module, "_COMFORTABLE_SHARE", 0.0 if is_rehearsed else 1.0)
     bench = Bench(tmp_path, tiny)
-    found = bench.loop().rehearse(bench.size, PeakMemory(CPU))
+    loop = bench.loop()
+    loop.rehearse(bench.size, PeakMemory(CPU))
+    assert (loop.measured is not None) == is_rehearsed
+    loop.run()
+    found = loop.measured
+    assert found.attempts == int(is_rehearsed)
     (event,) = [event for event in bench.events.events() if event.type == "plan_measured"]
     assert event.data["memory_bytes"] == found.memory_bytes > 100e6
     assert event.data["predicted_memory_bytes"] == found.predicted_memory_bytes

@@ -12,7 +12,6 @@ from tunesmith.evaluate.statistics import Interval
 from tunesmith.grade.grader import Grade, Grader
 from tunesmith.grade.json_object import JsonGrader, parse_json
 from tunesmith.grade.label import LabelGrader, normalise_label
-from tunesmith.grade.text import TextGrader
 
 MeasureKind = Literal["json", "label", "text", "perplexity"]
 
@@ -82,6 +81,8 @@ class Measure:
             case "label":
                 return LabelGrader(frozenset(self.labels))
             case "text":
+                from tunesmith.grade.text import TextGrader  # noqa: PLC0415 (its libraries take a second)
+
                 return TextGrader()
             case "perplexity":
                 raise ValueError("perplexity comes from losses; there are no answers to grade")

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from tunesmith.evaluate.curves import Curves, draw_curves
+from tunesmith.evaluate.curves import Curves
 
 #: Longer texts are cut in the page (never in report.json), and so are lists of dropped rows.
 SHOWN_CHARACTERS = 1_500
@@ -36,6 +36,8 @@ def render_page(report: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], c
     environment.filters.update(clip=_clip, number=_number, fact=_fact, words=lambda name: str(name).replace("_", " "))
     template = environment.from_string(files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8"))
     kind = report["measure"]["kind"] if report["measure"] else "json"
+    from tunesmith.evaluate.drawing import draw_curves  # noqa: PLC0415 (matplotlib takes long, and is wanted at the end)
+
     drawing = draw_curves(curves) if curves else None
     return template.render(
         report=report,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from tunesmith.learn.attention import TreeLayout
-from tunesmith.learn.flex import FlexLayout
 from tunesmith.learn.tree import TokenTree
 from tunesmith.models.attention import Layout
 
@@ -13,5 +12,7 @@ from tunesmith.models.attention import Layout
 def tree_layout(tree: TokenTree, device: torch.device) -> Layout:
     """Return the layout of `tree` that suits `device`: FlexAttention on CUDA, matrix products elsewhere."""
     if device.type == "cuda":
+        from tunesmith.learn.flex import FlexLayout  # noqa: PLC0415 (brings PyTorch's compiler: a second CPUs needn't wait)
+
         return FlexLayout(tree, device)
     return TreeLayout(tree, device)

@@ -186,7 +186,7 @@ class _Execution:
         scoring = validation_scoring(self._spec, self._base, self._data, self._records.observer)
         loop = Loop(TreeModel.of(model), adapter, rows, self._spec, self._records, wish, scoring)
         self._go_on(loop)
-        measured = loop.rehearse(self._base.size, self._peak)
+        loop.rehearse(self._base.size, self._peak)
         with stop_on_signals(wish):
             outcome = loop.run()
         step = outcome.state.step
@@ -197,7 +197,7 @@ class _Execution:
         adapter.load_tensors(best.adapter, where=str(self._folder.checkpoints))
         write_parquet(list(self._records.metrics.rows()), self._folder.path / "metrics.parquet")
         notes = looking_back.tell(self._folder, rows, outcome)
-        return adapter, outcome, plan.corrected(measured) if measured else plan, notes
+        return adapter, outcome, plan.corrected(loop.measured) if loop.measured else plan, notes
 
     def _go_on(self, loop: Loop) -> None:
         """Take over the newest whole checkpoint, and forget what was recorded after it."""

@@ -27,7 +27,7 @@ from tunesmith.train.costs import Costs
 from tunesmith.train.memory import PeakMemory, memory_limit_bytes
 from tunesmith.train.mixing import Mixture
 from tunesmith.train.planner import Planner
-from tunesmith.train.rehearsal import Rehearsal, rehearse
+from tunesmith.train.rehearsal import Rehearsal, by_step, rehearse
 from tunesmith.train.row_losses import RowLossLog, row_means
 from tunesmith.train.settings import numbers
 from tunesmith.train.sft import Row
@@ -36,6 +36,8 @@ from tunesmith.train.validation import Scoring, Validator, check_finite, judge
 
 #: The speed that is shown is the mean over this many steps.
 _SPEED_STEPS = 10
+#: A plan that takes at most this share of the memory isn't rehearsed; this step corrects it instead.
+_COMFORTABLE_SHARE, _MEASURED_STEP = 0.5, 2
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,9 @@ class Loop:
         self._state = LoopState(passes)
         self._is_fresh = True
         self._recent: deque[tuple[int, float]] = deque(maxlen=_SPEED_STEPS)
+        self._to_measure: tuple[Planner, PeakMemory] | None = None
+        #: What corrects the plan: a rehearsal, or an early step.
+        self.measured: Rehearsal | None = None
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same spec, data and library versions."""
@@ -139,31 +144,32 @@ class Loop:
         self._state = checkpoint.state
         self._is_fresh = False
 
-    def rehearse(self, size: ModelSize, peak: PeakMemory) -> Rehearsal | None:
-        """Compute the longest step once for real, and choose passes that fit the memory; nothing else changes.
+    def rehearse(self, size: ModelSize, peak: PeakMemory) -> None:
+        """Choose passes that fit the memory, by computing the longest step once for real; nothing else changes.
+
+        Where the plan leaves half of the memory free there is nothing to find out: training begins at once, and its
+        first steps correct the plan. A resumed run goes on as it began.
 
         Args:
             size: the base's.
             peak: measures this process's memory.
 
-        Returns:
-            What was measured, or None for a resumed run, which goes on as it began.
-
         Raises:
             RunError: nothing fits (`out_of_memory`).
         """
         if not self._is_fresh:
-            return None
+            return
         device = self._stepper.device
         costs = Costs(size, self._spec, device)
         planner = Planner(costs, self._rows, self._data.validation, self._schedule, self._validate_every)
+        limit_bytes = memory_limit_bytes(self._spec.limits.memory_bytes, device)
+        if planner.memory(self._stepper.passes).total <= _COMFORTABLE_SHARE * limit_bytes:
+            self._to_measure = planner, peak
+            return
         model = self._model.model
         model.train()
-        limit_bytes = memory_limit_bytes(self._spec.limits.memory_bytes, device)
-        found = rehearse(self._stepper, planner, limit_bytes, peak)
+        self._note_measured(rehearse(self._stepper, planner, limit_bytes, peak))
         model.eval()
-        self._records.events.add("plan_measured", found.sentence, **found.to_json())
-        return found
 
     def run(self) -> Outcome:
         """Train to the end, to an early stop, or until asked to stop. The best weights are left in a checkpoint.
@@ -185,6 +191,7 @@ class Loop:
             if stopped_early:
                 break
             self._step(self._schedule[self._state.step])
+            self._measure_plan()
             is_last = self._state.step == len(self._schedule)
             if is_last or self._state.step % self._validate_every == 0:
                 self._validate_and_save()
@@ -194,6 +201,19 @@ class Loop:
                 break
         model.eval()
         return Outcome(self._state, len(self._schedule), self._last_loss(), interrupted, stopped_early)
+
+    def _measure_plan(self) -> None:
+        """Correct the plan by an early step, if no rehearsal did; the very first is slower than the others."""
+        if self._to_measure is None or self._state.step < min(_MEASURED_STEP, len(self._schedule)):
+            return
+        planner, peak = self._to_measure
+        self._to_measure = None
+        sequences = [sequence for row in self._schedule[self._state.step - 1] for sequence in self._rows[row]]
+        self._note_measured(by_step(planner, self._stepper.passes, sequences, self._recent[-1][1], peak))
+
+    def _note_measured(self, found: Rehearsal) -> None:
+        self.measured = found
+        self._records.events.add("plan_measured", found.sentence, **found.to_json())
 
     def _last_loss(self) -> float:
         """Return the mean loss of the last tenth of the steps, also of those that were taken before a resume."""

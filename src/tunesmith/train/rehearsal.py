@@ -5,11 +5,13 @@ Nothing of the run changes by it: gradients are thrown away, weights and optimis
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tunesmith.chat.renderer import Rendered
 from tunesmith.learn.passes import Passes
-from tunesmith.train.loads import load_of
+from tunesmith.train.loads import load_of, pass_loads
 from tunesmith.train.memory import PeakMemory
 from tunesmith.train.planner import Planner, does_not_fit
 from tunesmith.train.stepping import Stepper
@@ -22,7 +24,7 @@ _PASSES = 2
 class Rehearsal:
     """What was measured: passes that fit, the peak of training with them, and the time of all of training.
 
-    `predicted_memory_bytes` is what was expected of these passes; `attempts` how many ways were tried.
+    `predicted_memory_bytes` is what was expected of these passes; `attempts` how many ways were tried beforehand.
     """
 
     passes: Passes
@@ -35,7 +37,7 @@ class Rehearsal:
     def sentence(self) -> str:
         """What it came to, for people."""
         return (
-            f"The longest step takes {self.memory_bytes / 1e9:.1f} GB (expected: "
+            f"Training takes {self.memory_bytes / 1e9:.1f} GB (expected: "
             f"{self.predicted_memory_bytes / 1e9:.1f} GB), computed with {self.passes}."
         )
 
@@ -76,3 +78,21 @@ def rehearse(stepper: Stepper, planner: Planner, limit_bytes: int, peak: PeakMem
             raise does_not_fit(needed, limit_bytes, passes)
         more = needed - expected.total + expected.of_pass
         passes = planner.fitting(lower, limit_bytes, factor=max(1.0, more / max(1, expected.of_pass)))
+
+
+def by_step(
+    planner: Planner, passes: Passes, sequences: Sequence[Rendered], seconds: float, peak: PeakMemory
+) -> Rehearsal:
+    """Return what a real step showed, where memory is so plentiful that nothing needs to be tried out before.
+
+    Args:
+        planner: knows the steps and what they should cost.
+        passes: how the step was computed.
+        sequences: the step's sequences.
+        seconds: its time.
+        peak: has measured the process up to now.
+    """
+    loads = pass_loads(sequences, passes.tokens_per_pass)
+    operations = sum(planner.costs.operations(load, passes) for load in loads)
+    total = planner.seconds(passes, operations / seconds)
+    return Rehearsal(passes, peak.highest(), planner.memory(passes).total, total, attempts=0)
