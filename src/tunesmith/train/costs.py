@@ -13,13 +13,16 @@ from tunesmith.train.loads import Load
 
 #: Python, torch and transformers on the CPU; cuBLAS's work space on a GPU.
 _PROCESS_BYTES = {"cpu": 560 << 20, "cuda": 96 << 20}
-#: What a layer keeps of a token for its backward pass: bytes in the model's number format for each output of its
-#: linear layers, and float32 numbers for each unit of its width (norms, residuals). Fitted to measurements.
-_KEPT_OUTPUTS, _KEPT_WIDTHS = 1.15, 5.0
+#: What a layer keeps of a token for its backward pass, in numbers of the model's format: so many for each output of its
+#: linear layers and for each unit of its width. Counted on SmolLM2 with the kernels (`learn/kernels`), and where
+#: trained norms or richer adapters keep the layers' own ways of computing.
+_KEPT_WITH_KERNELS, _KEPT_WITHOUT = (1.0, 3.4), (1.15, 10.0)
+#: Attention keeps its probabilities up to this many keys a query on average (see `learn/attention.py`), padding included.
+_KEPT_KEYS, _PADDING = 256, 1.2
 #: Gradients of activations that exist at once in a backward pass, in kept layers.
 _LAYERS_IN_BACKWARD = 1.0
 #: Copies of a block's scores in float32 that attention holds at once, and the most scores of a head that it computes.
-_SCORE_COPIES, _MAX_SCORES = 3, 1 << 22
+_SCORE_COPIES, _MAX_SCORES = 3, 1 << 16
 #: Bytes of a target's logits and their gradient for each entry of the vocabulary (number format and float32).
 _LOGIT_BYTES = 6
 _DEFAULT_LOGITS_BYTES = {"cpu": 48 << 20, "cuda": 1536 << 20}
@@ -89,6 +92,8 @@ class Costs:
         kept = self.kept_bytes_per_token
         recomputed = min(passes.recomputed_layers, self._layers)
         layers = self._layers - recomputed + _LAYERS_IN_BACKWARD
+        if self.device.type == "cpu" and load.pairs <= _KEPT_KEYS * load.tokens:
+            kept += _PADDING * self.size.attention_heads * load.pairs / max(1, load.tokens) * self.dtype.itemsize
         per_token = layers * kept + (recomputed + 2) * self.size.hidden * self.dtype.itemsize
         scores = min(_MAX_SCORES, load.pairs) * self.size.attention_heads * 4
         if passes.loss_chunk_tokens is None:
@@ -120,7 +125,8 @@ class Costs:
     def kept_bytes_per_token(self) -> float:
         """Bytes that a layer keeps of one token for its backward pass, on average."""
         outputs = sum(linear.outputs for linear in self.size.linears) / self._layers
-        return _KEPT_OUTPUTS * outputs * self.dtype.itemsize + _KEPT_WIDTHS * self.size.hidden * 4
+        of_outputs, of_width = _KEPT_WITH_KERNELS if self._takes_kernels else _KEPT_WITHOUT
+        return (of_outputs * outputs + of_width * self.size.hidden) * self.dtype.itemsize
 
     def operations(self, load: Load, passes: Passes) -> float:
         """Return the floating-point operations of a pass forward and backward."""
@@ -153,6 +159,14 @@ class Costs:
         if isinstance(self._adapter, FullSpec):
             return self.size.parameters * self.dtype.itemsize
         return self.trained_parameters * (4 + 4)
+
+    @property
+    def _takes_kernels(self) -> bool:
+        """Whether adapted layers are plain ones (see `LoraLinear.is_plain`)."""
+        adapter = self._adapter
+        if isinstance(adapter, FullSpec | QloraSpec):
+            return False
+        return not (adapter.dora or adapter.dropout or adapter.initialisation == "pissa")
 
     @property
     def _keeps_master(self) -> bool:
