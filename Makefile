@@ -54,6 +54,8 @@ bench-demo: .venv/.installed-dev  ## measure the demo: time, memory and quality
 .PHONY: bench-training
 bench-training: .venv/.installed-dev  ## measure training against its peers, which it installs apart (an hour or two)
 	$(BIN)/python bench/training.py $(ARGS)
+	$(BIN)/python bench/anatomy.py
+	$(BIN)/python bench/plan.py
 
 .PHONY: bench-gpu
 bench-gpu: .venv/.installed-dev  ## measure training on an NVIDIA GPU
