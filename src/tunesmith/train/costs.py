@@ -11,8 +11,11 @@ from tunesmith.models.size import LinearSize, ModelSize
 from tunesmith.specs.tune import FullSpec, LoraSpec, QloraSpec, TuneSpec
 from tunesmith.train.loads import Load
 
-#: Python, torch and transformers on the CPU; cuBLAS's work space on a GPU.
-_PROCESS_BYTES = {"cpu": 560 << 20, "cuda": 96 << 20}
+#: Python, torch, transformers and what else a run needs on the CPU; cuBLAS's work space on a GPU. Measured.
+_PROCESS_BYTES = {"cpu": 870 << 20, "cuda": 96 << 20}
+#: Passes of many sizes leave holes in the heap: the C library holds so much more than is in use. Measured over 16 steps
+#: of four kinds of rows (`bench/plan.py`) on the CPU; PyTorch's own allocator of GPUs is tighter (not measured).
+_HEAP = {"cpu": 1.45, "cuda": 1.1}
 #: What a layer keeps of a token for its backward pass, in numbers of the model's format: so many for each output of its
 #: linear layers and for each unit of its width. Counted on SmolLM2 with the kernels (`learn/kernels`), and where
 #: trained norms or richer adapters keep the layers' own ways of computing.
@@ -102,12 +105,13 @@ class Costs:
             )
         else:
             logits = min(passes.loss_chunk_tokens, load.learnt) * self.size.vocabulary * _LOGIT_BYTES
+        heap = _HEAP.get(self.device.type, _HEAP["cpu"])
         return Memory(
             weights=self.weight_bytes,
             trained=self._own_bytes + self.optimiser_bytes,
-            activations=int(load.tokens * per_token),
-            attention=_SCORE_COPIES * scores,
-            logits=logits,
+            activations=int(heap * load.tokens * per_token),
+            attention=int(heap * _SCORE_COPIES * scores),
+            logits=int(heap * logits),
             process=_PROCESS_BYTES.get(self.device.type, _PROCESS_BYTES["cpu"]),
         )
 
