@@ -49,8 +49,8 @@ class Planned:
 def section(found: list[Planned]) -> str:
     """Return the section in Markdown."""
     what = (
-        f"`tunesmith plan`, which computes no step, against the training that followed ({_PASSES} passes over 64 rows of "
-        f"each kind, SmolLM2-135M). Wanted: memory within {MOST_MEMORY_ERROR:.0%}, time within {MOST_TIME_ERROR:.0%}."
+        f"`tunesmith plan`, which computes no step, against the training that followed ({_PASSES} passes over 64 rows "
+        f"of each kind, SmolLM2-135M). Wanted: memory within {MOST_MEMORY_ERROR:.0%}, time within {MOST_TIME_ERROR:.0%}."
     )
     head = ["| rows | memory, expected | measured | | time, expected | measured | |", "|---|---|---|---|---|---|---|"]
     rows = [

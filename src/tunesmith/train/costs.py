@@ -20,7 +20,7 @@ _HEAP = {"cpu": 1.45, "cuda": 1.1}
 #: linear layers and for each unit of its width. Counted on SmolLM2 with the kernels (`learn/kernels`), and where
 #: trained norms or richer adapters keep the layers' own ways of computing.
 _KEPT_WITH_KERNELS, _KEPT_WITHOUT = (1.0, 3.4), (1.15, 10.0)
-#: Attention keeps its probabilities up to this many keys a query on average (see `learn/attention.py`), padding included.
+#: Attention keeps its probabilities up to so many keys a query on average (`learn/attention.py`), padding included.
 _KEPT_KEYS, _PADDING = 256, 1.2
 #: Gradients of activations that exist at once in a backward pass, in kept layers.
 _LAYERS_IN_BACKWARD = 1.0
