@@ -50,7 +50,8 @@ def section(found: list[Planned]) -> str:
     """Return the section in Markdown."""
     what = (
         f"`tunesmith plan`, which computes no step, against the training that followed ({_PASSES} passes over 64 rows "
-        f"of each kind, SmolLM2-135M). Wanted: memory within {MOST_MEMORY_ERROR:.0%}, time within {MOST_TIME_ERROR:.0%}."
+        "of each kind, SmolLM2-135M). "
+        f"Wanted: memory within {MOST_MEMORY_ERROR:.0%}, time within {MOST_TIME_ERROR:.0%}."
     )
     head = ["| rows | memory, expected | measured | | time, expected | measured | |", "|---|---|---|---|---|---|---|"]
     rows = [
