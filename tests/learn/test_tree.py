@@ -174,7 +174,7 @@ def test_sizes_of_blocks_never_change_the_result(block_queries, max_scores, max_
     true_loss, true_grads = as_tree("gemma3", shared_rows(), torch.float64, torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "_BLOCK_QUERIES", block_queries)
-        patch.setattr(attention, "_MAX_SCORES", max_scores)
+        patch.setattr(attention, "MAX_SCORES", max_scores)
         patch.setattr(attention, "_MAX_PADDING", max_padding)
         loss, grads = as_tree("gemma3", shared_rows(), torch.float64, torch.float64)
     assert loss == pytest.approx(true_loss, rel=1e-11)

@@ -19,12 +19,12 @@ from tunesmith.learn.tree import Segment, TokenTree
 #: A bucket may be padded to at most this multiple of its blocks' joint area.
 _MAX_PADDING = 1.3
 #: Scores of one head computed at once, in numbers: with all heads of a small model, what a processor's cache holds.
-_MAX_SCORES = 1 << 16
+MAX_SCORES = 1 << 16
 #: Longer segments are cut into blocks of at most this many queries.
 _BLOCK_QUERIES = 128
 #: Probabilities are kept for the backward pass if a query has at most this many keys on average; beyond, they are
 #: computed again: the time hardly matters then beside the memory.
-_KEPT_KEYS = 256
+KEPT_KEYS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class TreeLayout:
         """Sort the tree's segments into buckets of like shape."""
         blocks = _blocks(tree.segments)
         self._buckets = [_bucket(part, tree, device) for part in _parts_of_like_shape(blocks)]
-        self._keeps_weights = sum(b.queries * b.keys for b in blocks) <= _KEPT_KEYS * len(tree.token_ids)
+        self._keeps_weights = sum(b.queries * b.keys for b in blocks) <= KEPT_KEYS * len(tree.token_ids)
 
     def attend(
         self,
@@ -221,14 +221,14 @@ def _blocks(segments: Sequence[Segment]) -> list[_Block]:
 
 
 def _parts_of_like_shape(blocks: Sequence[_Block]) -> list[list[_Block]]:
-    """Group blocks so that padding stays small and the scores fit `_MAX_SCORES`."""
+    """Group blocks so that padding stays small and the scores fit `MAX_SCORES`."""
     parts: list[list[_Block]] = []
     queries = keys = area = 0
     for block in sorted(blocks, key=lambda block: (block.queries, block.keys)):
         queries_then, keys_then = max(queries, block.queries), max(keys, block.keys)
         count = len(parts[-1]) + 1 if parts else 1
         area_then = area + block.queries * block.keys
-        fits = count * queries_then * keys_then <= min(_MAX_SCORES, _MAX_PADDING * area_then)
+        fits = count * queries_then * keys_then <= min(MAX_SCORES, _MAX_PADDING * area_then)
         if parts and fits:
             parts[-1].append(block)
             queries, keys, area = queries_then, keys_then, area_then

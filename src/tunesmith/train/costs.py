@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from tunesmith.learn.attention import KEPT_KEYS, MAX_SCORES
 from tunesmith.learn.passes import Passes
 from tunesmith.models.size import LinearSize, ModelSize
 from tunesmith.specs.tune import FullSpec, LoraSpec, QloraSpec, TuneSpec
@@ -20,12 +21,12 @@ _HEAP = {"cpu": 1.45, "cuda": 1.1}
 #: linear layers and for each unit of its width. Counted on SmolLM2 with the kernels (`learn/kernels`), and where
 #: trained norms or richer adapters keep the layers' own ways of computing.
 _KEPT_WITH_KERNELS, _KEPT_WITHOUT = (1.0, 3.4), (1.15, 10.0)
-#: Attention keeps its probabilities up to so many keys a query on average (`learn/attention.py`), padding included.
-_KEPT_KEYS, _PADDING = 256, 1.2
+#: What padding adds to the probabilities that attention keeps.
+_PADDING = 1.2
 #: Gradients of activations that exist at once in a backward pass, in kept layers.
 _LAYERS_IN_BACKWARD = 1.0
-#: Copies of a block's scores in float32 that attention holds at once, and the most scores of a head that it computes.
-_SCORE_COPIES, _MAX_SCORES = 3, 1 << 16
+#: Copies of a block's scores in float32 that attention holds at once.
+_SCORE_COPIES = 3
 #: Bytes of a target's logits and their gradient for each entry of the vocabulary (number format and float32).
 _LOGIT_BYTES = 6
 _DEFAULT_LOGITS_BYTES = {"cpu": 48 << 20, "cuda": 1536 << 20}
@@ -95,10 +96,10 @@ class Costs:
         kept = self.kept_bytes_per_token
         recomputed = min(passes.recomputed_layers, self._layers)
         layers = self._layers - recomputed + _LAYERS_IN_BACKWARD
-        if self.device.type == "cpu" and load.pairs <= _KEPT_KEYS * load.tokens:
+        if self.device.type == "cpu" and load.pairs <= KEPT_KEYS * load.tokens:
             kept += _PADDING * self.size.attention_heads * load.pairs / max(1, load.tokens) * self.dtype.itemsize
         per_token = layers * kept + (recomputed + 2) * self.size.hidden * self.dtype.itemsize
-        scores = min(_MAX_SCORES, load.pairs) * self.size.attention_heads * 4
+        scores = min(MAX_SCORES, load.pairs) * self.size.attention_heads * 4
         if passes.loss_chunk_tokens is None:
             logits = min(
                 _DEFAULT_LOGITS_BYTES.get(self.device.type, 48 << 20), load.learnt * self.size.vocabulary * _LOGIT_BYTES

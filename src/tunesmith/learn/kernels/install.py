@@ -10,7 +10,7 @@ from tunesmith.learn.kernels.rms_norm import use_rms_norm
 from tunesmith.models.adapters.lora_layer import LoraLinear
 
 #: Layers of one module that read the same tensor in every architecture that has them.
-_SHARED = (("q_proj", "k_proj", "v_proj"),)
+_SHARED = ("q_proj", "k_proj", "v_proj")
 
 
 def use_kernels(model: nn.Module) -> None:
@@ -21,7 +21,6 @@ def use_kernels(model: nn.Module) -> None:
     for module in list(model.modules()):
         if use_rms_norm(module) or use_gated_mlp(module):
             continue
-        for names in _SHARED:
-            layers = [getattr(module, name, None) for name in names]
-            if all(isinstance(layer, LoraLinear) and "forward" not in vars(layer) for layer in layers):
-                SharedInput(layers)  # type: ignore[arg-type]
+        layers = [getattr(module, name, None) for name in _SHARED]
+        if all(isinstance(layer, LoraLinear) and "forward" not in vars(layer) for layer in layers):
+            SharedInput(layers)  # type: ignore[arg-type]
