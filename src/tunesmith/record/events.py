@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 from tunesmith.record.lines import JsonLines
+from tunesmith.record.step_log import StepLog
 
 Level = Literal["info", "warning", "error"]
 
@@ -32,12 +32,12 @@ class Event:
 Listener = Callable[[Event], None]
 
 
-class EventLog:
+class EventLog(StepLog):
     """Appends events to a file and tells each listener, in that order: what is shown is already kept."""
 
     def __init__(self, path: Path, *listeners: Listener) -> None:
         """Name the file and who listens."""
-        self._lines = JsonLines(path)
+        super().__init__(path)
         self._listeners = list(listeners)
 
     def listen(self, listener: Listener) -> None:
@@ -62,31 +62,14 @@ class EventLog:
             listener(event)
         return event
 
-    def truncate_after(self, step: int) -> int:
-        """Forget events of later steps than `step`, which a resumed run makes again; return how many.
-
-        Events without a step (started, interrupted) are history and stay.
-
-        Raises:
-            StorageError: the disk is full; the file is as before.
-        """
-        return self._lines.keep(lambda row: _step(row) <= step)
+    def _step_of(self, line: Mapping[str, Any]) -> float:
+        """Return the step an event belongs to; one without (started, interrupted) is history and comes before all."""
+        step = cast("Mapping[str, Any]", line.get("data") or {}).get("step")
+        return step if isinstance(step, int | float) else -float("inf")
 
     def events(self) -> Iterator[Event]:
         """Yield the recorded events in order."""
         return read_events(self._lines.path)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._lines.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_events(path: Path) -> Iterator[Event]:
@@ -100,9 +83,3 @@ def read_events(path: Path) -> Iterator[Event]:
             yield Event(row["time"], row["level"], row["type"], row["message"], row["data"])
         except KeyError as error:
             raise ValueError(f"{path}: an event lacks {error}") from error
-
-
-def _step(row: Mapping[str, Any]) -> float:
-    """Return the step an event belongs to; one without a step comes before all."""
-    step = cast("Mapping[str, Any]", row.get("data") or {}).get("step")
-    return step if isinstance(step, int | float) else -float("inf")

@@ -5,27 +5,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from tunesmith.record.lines import JsonLines
+from tunesmith.record.step_log import StepLog
 from tunesmith.train.sft import Row
 
 #: Digits of a loss that are kept.
 _DIGITS = 5
 
 
-class RowLossLog:
+class RowLossLog(StepLog):
     """Appends each step's rows and their mean losses (nats a learnt token) to a file, a line for each step.
 
     A line is `{"step": 7, "rows": [12, 3], "losses": [0.81, 2.4]}`; rows count the training rows from 0, in the order
     of the run's `data/train.jsonl`. As with `MetricsLog`, lines reach the disk for certain with `sync`.
     """
-
-    def __init__(self, path: Path) -> None:
-        """Name the file."""
-        self._lines = JsonLines(path)
 
     def add(self, step: int, rows: Sequence[int], losses: Sequence[float]) -> None:
         """Record what the rows of step `step` cost.
@@ -36,39 +30,11 @@ class RowLossLog:
         kept = [float(f"{loss:.{_DIGITS}g}") for loss in losses]
         self._lines.append({"step": step, "rows": list(rows), "losses": kept}, durable=False)
 
-    def sync(self) -> None:
-        """Wait until every line so far is on the disk.
-
-        Raises:
-            StorageError: the disk refuses.
-        """
-        self._lines.sync()
-
-    def truncate_after(self, step: int) -> int:
-        """Forget later steps than `step`, which a resumed run takes again; return how many.
-
-        Raises:
-            StorageError: the disk is full; the file is as before.
-        """
-        return self._lines.keep(lambda line: int(line["step"]) <= step)
-
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one mapping for each row of each step: `step`, `row`, `loss`."""
         for line in self._lines.rows():
             for row, loss in zip(line["rows"], line["losses"], strict=True):
                 yield {"step": line["step"], "row": row, "loss": loss}
-
-    def close(self) -> None:
-        """Close the file."""
-        self._lines.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def row_means(rows: Sequence[Row], sequence_losses: Sequence[float]) -> list[float]:
