@@ -31,7 +31,7 @@ from tunesmith.models.weights import save_tensors
 from tunesmith.record.atomic import write_json
 from tunesmith.specs.tune import LoraSpec
 
-__all__ = ["LoraAdapter", "LoraLinear", "add_lora", "load_lora"]
+__all__ = ["LoraAdapter", "LoraLinear", "add_lora", "load_lora", "mismatch", "read_lora"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class LoraAdapter:
             name for name in own if own[name].shape != tensors[name].shape
         )
         if wrong:
-            raise _mismatch(f"The adapter's tensors don't fit this base; the first that differs is {wrong[0]}.", where)
+            raise mismatch(f"The adapter's tensors don't fit this base; the first that differs is {wrong[0]}.", where)
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
@@ -150,10 +150,26 @@ def load_lora(model: PreTrainedModel, folder: Path) -> LoraAdapter:
     Raises:
         ModelError: the files are missing or broken, of another kind, or don't fit the base.
     """
+    spec, layers, tensors = read_lora(folder, model)
+    try:
+        whole = whole_modules(model, spec.modules_to_save)
+    except SpecError as error:
+        raise mismatch(error.message, str(folder)) from error
+    adapter = _attach(model, spec, layers, whole)
+    adapter.load_tensors(tensors, where=str(folder))
+    return adapter
+
+
+def read_lora(folder: Path, model: PreTrainedModel) -> tuple[LoraSpec, dict[str, LoraSpec], dict[str, Tensor]]:
+    """Read an adapter's files: its settings, those of each layer that it adapts, and its tensors by PEFT's names.
+
+    Raises:
+        ModelError: the files are missing or broken, or of another kind.
+    """
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "adapter_model.safetensors")
         spec, layers = read_config(config, model)
+        return spec, layers, load_file(folder / "adapter_model.safetensors")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"This adapter can't be read: {error}",
@@ -161,13 +177,6 @@ def load_lora(model: PreTrainedModel, folder: Path) -> LoraAdapter:
             fix="An adapter folder holds adapter_config.json and adapter_model.safetensors in PEFT's form.",
             code="broken_adapter",
         ) from error
-    try:
-        whole = whole_modules(model, spec.modules_to_save)
-    except SpecError as error:
-        raise _mismatch(error.message, str(folder)) from error
-    adapter = _attach(model, spec, layers, whole)
-    adapter.load_tensors(tensors, where=str(folder))
-    return adapter
 
 
 def _attach(
@@ -186,7 +195,8 @@ def _attach(
     return LoraAdapter(model, adapted, spec, copied)
 
 
-def _mismatch(message: str, where: str) -> ModelError:
+def mismatch(message: str, where: str) -> ModelError:
+    """Return the error for an adapter that doesn't fit the base."""
     return ModelError(
         message, where=where, fix="Use the base that the adapter was trained on.", code="adapter_mismatch"
     )

@@ -17,6 +17,11 @@ from tunesmith.specs.tune import LoraSpec
 _SPARE_DIRECTIONS, _PASSES = 8, 4
 
 
+def scale_of(spec: LoraSpec) -> float:
+    """Return what B A is multiplied by: alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv:2312.03732)."""
+    return spec.alpha / (math.sqrt(spec.rank) if spec.rank_stabilised else spec.rank)
+
+
 class LoraLinear(nn.Module):
     """A frozen linear layer with its low-rank correction: `y = W x + b + scale B A x`.
 
@@ -40,7 +45,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.linear = linear
         self.spec = spec
-        self.scale = spec.alpha / (math.sqrt(spec.rank) if spec.rank_stabilised else spec.rank)
+        self.scale = scale_of(spec)
         self.dropout = nn.Dropout(spec.dropout) if spec.dropout else None
         width_in, width_out = widths_of(linear)
         weight = weight_of(linear).detach()
