@@ -1,0 +1,24 @@
+"""The form that an answer must have, token by token."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Matcher(Protocol):
+    """Follows one answer and says which tokens may come next."""
+
+    #: Whether nothing but an end may follow.
+    is_finished: bool
+
+    def allowed(self, mask: Tensor) -> None:
+        """Fill one row of a bit mask, int32 (ceil(V/32),): bit `i % 32` of word `i // 32` says whether token i may come.
+
+        Args:
+            mask: the row.
+        """
+
+    def accept(self, token_id: int) -> None:
+        """Go on with a token that was chosen."""
