@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunesmith.generate.completion import Completion, TokenLogprob
 from tunesmith.specs.generation import SamplingSpec
@@ -10,21 +10,47 @@ from tunesmith.specs.generation import SamplingSpec
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer to one prompt; `sampling.n` answers are that many requests, see `expand`."""
+    """One answer to one prompt; `sampling.n` answers are that many requests, see `expand`.
+
+    `adapter` names one that the decoder was given; None: the model as it was loaded.
+    """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingSpec
+    adapter: str | None = None
 
     def expand(self) -> list[Request]:
         """Return one request for each of the `n` answers; a given seed is counted up."""
         seed = self.sampling.seed
         return [
-            Request(
-                self.prompt_ids,
-                self.sampling.model_copy(update={"n": 1, "seed": None if seed is None else seed + i}),
+            replace(
+                self,
+                sampling=self.sampling.model_copy(update={"n": 1, "seed": None if seed is None else seed + i}),
             )
             for i in range(self.sampling.n)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """How likely `continuation_ids` are after `prompt_ids`, which hold at least one token."""
+
+    prompt_ids: tuple[int, ...]
+    continuation_ids: tuple[int, ...]
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The natural log-probability of each token of a continuation, and whether it is the likeliest at its place."""
+
+    logprobs: tuple[float, ...]
+    is_likeliest: tuple[bool, ...]
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole continuation."""
+        return sum(self.logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +64,11 @@ class Delta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     completion: Completion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreDone:
+    """Score request `request_id` is finished."""
+
+    request_id: int
+    score: Score
