@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 from pathlib import Path
 
 import torch
 
+from tunesmith.models.memory import free_bytes, status_bytes
+
 #: Left to the operating system and to what can't be foreseen, by device: at least so much, or this share.
 _RESERVE_BYTES, _RESERVE_SHARE = 256 << 20, 0.05
 #: What torch says when the CPU's or a library's memory is gone; only CUDA has an error class of its own.
 _OUT_OF_MEMORY = ("not enough memory", "DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-_STATUS = Path("/proc/self/status")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -28,11 +28,8 @@ def room_bytes(device: torch.device) -> int:
 
     On a GPU: the GPU's memory. On a CPU: the main memory, within the limits of its control group.
     """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device)
-    else:
-        free, held = _free_main_memory(), _status_bytes("VmRSS") or 0
+    free = free_bytes(device)
+    held = torch.cuda.memory_reserved(device) if device.type == "cuda" else status_bytes("VmRSS") or 0
     return held + free - max(_RESERVE_BYTES, int(_RESERVE_SHARE * free))
 
 
@@ -64,58 +61,8 @@ class PeakMemory:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return _status_bytes("VmHWM") or (peak if sys.platform == "darwin" else peak * 1024)
+        return status_bytes("VmHWM") or (peak if sys.platform == "darwin" else peak * 1024)
 
     def highest(self) -> int:
         """Return the highest memory over all stretches."""
         return max(self._earlier, self.bytes())
-
-
-def _free_main_memory() -> int:
-    """Return what can still be taken: by the machine, the control group and the process's own limit."""
-    rooms = [_machine_free_bytes(), *_group_rooms()]
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        rooms.append(limit - (_status_bytes("VmSize") or 0))
-    return max(0, min(rooms))
-
-
-def _machine_free_bytes() -> int:
-    return _field_bytes(Path("/proc/meminfo"), "MemAvailable") or (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    )
-
-
-def _group_rooms() -> list[int]:
-    """Return the room in the control groups that this process can see (version 2, version 1)."""
-    places = (
-        (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    )
-    rooms = []
-    for folder, limit_name, used_name, cache_name in places:
-        try:
-            limit = (folder / limit_name).read_text(encoding="ascii").strip()
-            used = int((folder / used_name).read_text(encoding="ascii"))
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-        except (OSError, ValueError):
-            continue
-        if limit.isdigit():  # "max": no limit
-            rooms.append(int(limit) - used + int(stat.get(cache_name, 0)))
-    return rooms
-
-
-def _status_bytes(name: str) -> int | None:
-    return _field_bytes(_STATUS, name)
-
-
-def _field_bytes(file: Path, name: str) -> int | None:
-    """Return a line `name: 123 kB` of a file of /proc, in bytes, or None where there is none."""
-    try:
-        lines = file.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    return None
