@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.api import (
-        Model,
         TuneResult,
         check,
         compare_arms,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
         tune,
     )
     from tunesmith.errors import TunesmithError
+    from tunesmith.model import Model
     from tunesmith.specs.data import DataSpec
     from tunesmith.specs.generation import SamplingSpec
     from tunesmith.specs.tune import EvaluationSpec, TuneSpec
@@ -35,10 +35,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "tunesmith.api": (
-        "Model", "TuneResult", "check", "compare_arms", "generate_file", "list_models", "list_runs", "open_model",
-        "plan", "resume", "tune",
+        "TuneResult", "check", "compare_arms", "generate_file", "list_models", "list_runs", "open_model", "plan",
+        "resume", "tune",
     ),
     "tunesmith.errors": ("TunesmithError",),
+    "tunesmith.model": ("Model",),
     "tunesmith.specs.data": ("DataSpec",),
     "tunesmith.specs.generation": ("SamplingSpec",),
     "tunesmith.specs.tune": ("EvaluationSpec", "TuneSpec"),

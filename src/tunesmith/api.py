@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +10,12 @@ from typing import Any
 
 from tunesmith.data.documents import holds_documents
 from tunesmith.data.examples import Conversation
-from tunesmith.data.prompts import Prompt, as_conversation, is_one_prompt
 from tunesmith.data.writers import write_jsonl
 from tunesmith.errors import SpecError
 from tunesmith.evaluate.arms import Arm
 from tunesmith.evaluate.comparison import ArmResult
 from tunesmith.evaluate.verdict import Verdict
-from tunesmith.generate.completion import Completion
+from tunesmith.model import Model
 from tunesmith.models.versions import ModelVersion, delete_version, find_version, list_versions
 from tunesmith.prepare.documents import prepare_documents
 from tunesmith.prepare.pipeline import prepare
@@ -31,6 +30,7 @@ from tunesmith.runs.proof import Proof
 from tunesmith.runs.result import RunResult
 from tunesmith.runs.workshop import Base
 from tunesmith.serve import answering, batch
+from tunesmith.serve.prompts import PromptFile
 from tunesmith.specs.data import DataSpec, data_values
 from tunesmith.specs.generation import SamplingSpec
 from tunesmith.specs.results import GenerateFigures, TuneFigures
@@ -55,71 +55,6 @@ class CheckResult:
     report: dict[str, Any]
     preview: TokenPreview | None
     prepared: PreparedData[Any]
-
-
-class Model:
-    """A model that answers: a base or a tuned version. Open one with `open_model`."""
-
-    def __init__(self, opened: answering.OpenModel) -> None:
-        """Wrap an opened model."""
-        self.opened = opened
-
-    @property
-    def name(self) -> str:
-        """The base's name or the tuned version's `ft:` name."""
-        return self.opened.name
-
-    @property
-    def system_prompt(self) -> str | None:
-        """The system prompt that a tuned model's training rows shared; in use it wants the same."""
-        version = self.opened.version
-        return version.made.summary.get("system") if version else None
-
-    def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling: SamplingSpec | None = None,
-        *,
-        on_done: Callable[[int, Completion], None] | None = None,
-        **settings: Any,
-    ) -> Any:
-        """Answer one prompt (a `Completion`) or several (a list of them, in order).
-
-        Args:
-            prompts: words, a list of OpenAI messages, a `Conversation`; or a list of any of these.
-            sampling: how tokens are chosen; greedy by default. With `n` above 1, a prompt's answers follow one another.
-            on_done: called with an answer's index and completion as soon as it is finished.
-            settings: fields of `SamplingSpec` by name, instead of `sampling`.
-
-        Raises:
-            RequestError: a prompt can't be answered; nothing is generated then.
-            SpecError: a setting is unknown or out of its limits.
-        """
-        sampling = sampling or SamplingSpec.parse(settings)
-        is_one = is_one_prompt(prompts)
-        listed: Sequence[Any] = [prompts] if is_one else prompts  # type: ignore[assignment]
-        requests = [
-            request for prompt in listed for request in self.opened.request(as_conversation(prompt), sampling).expand()
-        ]
-        completions = self.opened.engine.generate(requests, on_done)
-        return completions[0] if is_one and sampling.n == 1 else completions
-
-    def stream(self, prompt: Prompt, sampling: SamplingSpec | None = None, **settings: Any) -> Iterator[str]:
-        """Yield one answer's text piece by piece.
-
-        Raises:
-            RequestError: the prompt can't be answered.
-        """
-        sampling = sampling or SamplingSpec.parse(settings)
-        engine = self.opened.engine
-        request_id = engine.add(self.opened.request(as_conversation(prompt), sampling))
-        try:
-            while engine.has_work:
-                for delta in engine.step():
-                    if delta.text:
-                        yield delta.text
-        finally:
-            engine.cancel(request_id)
 
 
 @dataclass(frozen=True)
@@ -317,13 +252,25 @@ def generate_file(
     home: Home | None = None,
     observer: Observer | None = None,
 ) -> GenerateFigures:
-    """Answer a file of prompts; see `serve.batch.answer_file`.
+    """Answer a file of prompts into another, one JSON object a line; a half-written output is continued.
+
+        ts.generate_file("bookings", "prompts.jsonl", "answers.jsonl", sampling=ts.SamplingSpec(seed=1))
+
+    Args:
+        model: a tuned model or a base by any of its names.
+        source: the prompts, see `serve.prompts.PromptFile`.
+        output: where the answers go, in the prompts' order; see `serve.batch.answer_file`.
+        sampling: how tokens are chosen; greedy by default.
+        system: a system prompt for prompts that have none.
+        home: where tuned models are kept.
+        observer: sees progress.
 
     Raises:
         ModelError: there is no such model.
         DataError: the prompts can't be read, or the output holds something else.
+        AnsweringInterrupted: stopped by Ctrl-C; the same call goes on.
     """
-    prompts = batch.read_prompts(Path(source), system)  # before the model is loaded: a broken file is told at once
+    prompts = PromptFile(Path(source), system)  # before the model is loaded: a broken file is told at once
     opened = open_model(model, home=home).opened
     return batch.answer_file(opened, prompts, Path(output), sampling or SamplingSpec(), observer or Observer())
 

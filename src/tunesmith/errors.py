@@ -8,6 +8,7 @@
     │   ├── RunError          a run that can't be resumed, found or started
     │   │   └── RunInterrupted    exit code 130: stopped by the user, can be resumed
     │   ├── RequestError      a request to the server or the generator
+    │   ├── AnsweringInterrupted  exit code 130: a file of prompts is answered in part, can be continued
     │   └── StorageError      a disk that is full, a folder that can't be written
     └── GateError             exit code 3: a gate said no
 
@@ -101,6 +102,21 @@ class RunInterrupted(RunError):
 
 class RequestError(UserError):
     """A request for answers can't be met as it was written."""
+
+
+class AnsweringInterrupted(UserError):
+    """The user stopped while a file of prompts was answered; the same command goes on where it was."""
+
+    exit_code = 130
+
+    def __init__(self, target: str, done: int, total: int) -> None:
+        """Tell how far it came and how to go on."""
+        super().__init__(
+            f"Stopped after {done:,} of {total:,} answers.",
+            where=target,
+            fix="Run the same command again to go on from there.",
+            code="interrupted",
+        )
 
 
 class StorageError(UserError):

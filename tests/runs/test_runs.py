@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tunesmith import api
-from tunesmith.errors import DataError, RunError, RunInterrupted
+from tunesmith.errors import AnsweringInterrupted, DataError, RunError, RunInterrupted
 from tunesmith.record.observer import Observer
 from tunesmith.record.parquet import read_parquet
 from tunesmith.specs.tune import TuneSpec
@@ -178,11 +178,11 @@ def test_a_file_of_prompts_is_answered_in_order_and_continued(home, spec, tmp_pa
     assert [json.loads(line)["index"] for line in lines] == list(range(20))
 
     class Stop(Observer):
-        def progress(self, what, done, total):
-            if done > 8:
+        def answers(self, report):
+            if report.done > 8:
                 raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(AnsweringInterrupted, match="of 20 answers"):
         api.generate_file(spec.base, prompts, cut, home=home, observer=Stop())
     rest = api.generate_file(spec.base, prompts, cut, home=home)
     assert cut.read_text(encoding="utf-8").splitlines() == lines

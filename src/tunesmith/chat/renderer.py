@@ -18,14 +18,14 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from tunesmith.chat.template import PLAIN_TEMPLATE
 from tunesmith.chat.token_bytes import TokenBytes
 from tunesmith.chat.writing import BREAK, Script, Writing
-from tunesmith.data.examples import Conversation
+from tunesmith.data.examples import Conversation, Message
 
 #: Names under which chat models know the end of a turn or of a text.
 _END_NAMES = (
@@ -120,6 +120,22 @@ class ChatRenderer:
                 starts = writing.reply_starts(whole, count)
                 rendered.append(self._render(whole, starts, {len(writing.prompt(i)) for i in together}))
         return rendered
+
+    def continuation_ids(self, conversation: Conversation, reply: str) -> tuple[int, ...]:
+        """Return the tokens of a reply to a prompt, up to the end of the turn, as training would learn them.
+
+        The tokens of `for_generation(conversation)` with these behind them are what training sees. A template that
+        trims replies trims this one too.
+
+        Raises:
+            DataError: the template refuses these messages, or the reply can't be told from its prompt.
+        """
+        turn = len(conversation.messages)
+        answered = (*conversation.messages, Message("assistant", reply))
+        writing = Writing(self._script, replace(conversation, messages=answered))
+        text = writing.ending_with(turn)
+        rendered = self._render(text, writing.reply_starts(text, turn + 1), {len(writing.prompt(turn))})
+        return tuple(itertools.compress(rendered.token_ids, rendered.learnt))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, special tokens left out."""

@@ -14,7 +14,7 @@ from tunesmith.cli.screen import Screen
 from tunesmith.cli.show_data import show_counts, show_findings, show_recognition, show_tokens
 from tunesmith.cli.show_result import show_plan
 from tunesmith.record.events import Event
-from tunesmith.record.observer import Observer, StepReport
+from tunesmith.record.observer import AnswersReport, Observer, StepReport
 
 #: Work around the training's steps.
 _ASIDES = {"validating", "measuring general instructions", "looking for a learning rate"}
@@ -94,6 +94,13 @@ class Watcher(Observer):
         is_last = report.step >= report.steps
         parts.append("done" if is_last else f"{duration(report.remaining_seconds)} left")
         self._bars.move("training", report.step, report.steps, " · ".join(parts))
+
+    def answers(self, report: AnswersReport) -> None:
+        """Move the bar of a file's answers."""
+        is_last = report.done >= report.total
+        left = "done" if is_last else f"{duration(report.remaining_seconds)} left"
+        note = f"{report.tokens_per_second:,.0f} tokens/s · {left}"
+        self._bars.move("answering", report.done, report.total, note)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Move the bar of some other work."""

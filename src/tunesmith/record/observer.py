@@ -24,6 +24,19 @@ class StepReport:
     validation_loss: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AnswersReport:
+    """`done` of `total` answers to a file of prompts are finished.
+
+    `tokens_per_second` counts generated tokens since the start, `remaining_seconds` is an estimate.
+    """
+
+    done: int
+    total: int
+    tokens_per_second: float
+    remaining_seconds: float
+
+
 class Observer:
     """Watches and does nothing; override what matters."""
 
@@ -32,6 +45,9 @@ class Observer:
 
     def step(self, report: StepReport) -> None:
         """An optimiser step is done."""
+
+    def answers(self, report: AnswersReport) -> None:
+        """An answer to a file of prompts is finished."""
 
     def progress(self, what: str, done: int, total: int) -> None:
         """`done` of `total` parts of some work named `what` (a phrase for people) are finished."""

@@ -3,128 +3,218 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
-from tunesmith.data.chat_rows import RowCheck, read_messages, read_tools
-from tunesmith.data.examples import Conversation, Message
-from tunesmith.data.problems import RowProblem, refusal
-from tunesmith.data.readers import read_rows
-from tunesmith.data.rows import Row
-from tunesmith.errors import DataError, RequestError
-from tunesmith.generate.completion import Completion
+from tunesmith.errors import AnsweringInterrupted, DataError, RequestError
+from tunesmith.generate.completion import Completion, TokenLogprob
 from tunesmith.generate.request import Request
 from tunesmith.record.atomic import write_json
 from tunesmith.record.hashing import sha256_json
 from tunesmith.record.lines import JsonLines
-from tunesmith.record.observer import Observer
+from tunesmith.record.observer import AnswersReport, Observer
 from tunesmith.serve.answering import OpenModel
+from tunesmith.serve.prompts import AskedRow, PromptFile
 from tunesmith.specs.generation import SamplingSpec
 from tunesmith.specs.results import GenerateFigures
 
-#: Requests handed to the engine at once; their answers are written before the next ones start.
-_WINDOW = 512
-
-
-def read_prompts(path: Path, system: str | None = None) -> list[Conversation]:
-    """Read the prompts of a file: rows with `messages` (and perhaps `tools`), or with `prompt`.
-
-    A conversation that ends with an assistant's turn is asked without that turn. `system` is put before prompts that
-    have no system message of their own.
-
-    Raises:
-        DataError: the file or a row can't be read; nothing is answered then.
-    """
-    prompts: list[Conversation] = []
-    problems: list[RowProblem] = []
-    for row in read_rows(path):
-        if isinstance(row, RowProblem):
-            problems.append(row)
-            continue
-        check = RowCheck(row.place)
-        prompt = _prompt(row, check)
-        problems += check.problems
-        if prompt is not None:
-            prompts.append(_with_system(prompt, system))
-    if problems:
-        raise refusal(problems)
-    if not prompts:
-        raise DataError("There is no prompt in this file.", where=str(path), code="empty_file")
-    return prompts
+#: Requests that the engine has at once, by the size of its batch: it never waits for the next prompt.
+_BATCHES_AHEAD = 3
+#: An answer that takes long keeps at most this many later ones from being written; fewer if they are large.
+_MOST_HELD = 4096
+_MOST_HELD_WITH_LOGPROBS = 256
+#: What is written is on the disk after this long. (A process that is killed loses nothing that it has written.)
+_SYNC_SECONDS = 1.0
+#: Prompts are checked in silence if there are few.
+_CHECKED_AT_ONCE = 512
 
 
 def answer_file(
     opened: OpenModel,
-    prompts: Sequence[Conversation],
+    prompts: PromptFile,
     target: Path,
     sampling: SamplingSpec,
     observer: Observer,
 ) -> GenerateFigures:
-    """Answer prompts (see `read_prompts`) into `target`, one JSON object a line, in the prompts' order.
+    """Answer prompts into `target`, one JSON object a line, in the prompts' order.
 
-    Each line holds `index`, `text`, `finish_reason`, `prompt_tokens`, `completion_tokens` (and `choice` for several
-    answers a prompt). A half-written target of the same model, prompts and sampling is continued.
+    Each line holds `index`, `text`, `finish_reason`, `prompt_tokens`, `completion_tokens`; `choice` for several answers
+    a prompt, `custom_id` where the row has one, and `logprobs` where they are asked for. A half-written target of the
+    same model, prompts and sampling is continued.
 
     Raises:
         DataError: the target belongs to something else.
-        RequestError: a prompt is longer than the model's context; the message names it.
-        StorageError: the disk is full; what is written stays and can be continued.
+        RequestError: a prompt is longer than the model's context; the message names it, and nothing is answered.
+        AnsweringInterrupted: stopped by Ctrl-C; what is written stays and can be continued.
+        StorageError: the disk is full; likewise.
     """
     job = target.with_name(f"{target.name}.job.json")
-    requests = []
-    for number, prompt in enumerate(prompts, 1):
-        try:
-            requests += opened.request(prompt, sampling).expand()
-        except RequestError as error:
-            error.where = str(prompt.place or f"prompt {number}")
-            raise
-    asked = [request.prompt_ids for request in requests]
-    identity = sha256_json([opened.fingerprint, asked, sampling.model_dump(mode="json")])
+    identity = sha256_json([opened.fingerprint, prompts.sha256, sampling.model_dump(mode="json")])
     lines = JsonLines(target)
     finished = _finished(lines, job, identity, target)
-    written, output_tokens, started = finished, 0, time.perf_counter()
+    _check(opened, prompts, finished // sampling.n, observer)
+    total = prompts.count * sampling.n
+    progress = _Progress(observer, finished, total)
+    written = finished
     try:
-        remaining = iter(requests[finished:])
-        while window := list(islice(remaining, _WINDOW)):
-            for completion in _in_order(opened, window, written, len(requests), observer):
-                lines.append(_line(written, sampling.n, completion), durable=False)
+        with lines, _Feed(opened, prompts, sampling, finished) as feed:
+            synced = time.perf_counter()
+            for row, completion in feed.answers(progress):
+                lines.append(_line(written, sampling.n, row, completion), durable=False)
                 written += 1
-                output_tokens += completion.completion_tokens
+                if time.perf_counter() - synced > _SYNC_SECONDS:
+                    lines.sync()
+                    synced = time.perf_counter()
             lines.sync()
-    finally:
-        lines.close()
+    except KeyboardInterrupt as stop:
+        raise AnsweringInterrupted(str(target), written, total) from stop
     job.unlink(missing_ok=True)
-    seconds = time.perf_counter() - started
-    return GenerateFigures(
-        requests=len(requests) - finished,
-        output_tokens=output_tokens,
-        seconds=round(seconds, 3),
-        tokens_per_second=round(output_tokens / max(seconds, 1e-9), 1),
-    )
+    return progress.figures()
 
 
-def _in_order(
-    opened: OpenModel, window: list[Request], before: int, total: int, observer: Observer
-) -> Iterator[Completion]:
-    """Yield the window's completions in order, each as soon as those before it are finished."""
-    engine = opened.engine
-    index_of = {engine.add(request): index for index, request in enumerate(window)}
-    done: dict[int, Completion] = {}
-    given = count = 0
-    try:
-        while given < len(window):
+class _Feed:
+    """Keeps the engine busy with a file's prompts and gives the answers back in order.
+
+    What the engine computes together depends on the prompts alone and not on the clock: another thread renders prompts
+    ahead of time, and the engine waits for it rather than going on without the next one.
+
+    Args:
+        opened: who answers.
+        prompts: the file.
+        sampling: how.
+        first: number of the first answer.
+    """
+
+    def __init__(self, opened: OpenModel, prompts: PromptFile, sampling: SamplingSpec, first: int) -> None:
+        self._opened = opened
+        self._sampling = sampling
+        self._first = first
+        self._rows = islice(prompts, first // sampling.n, None)
+        self._rendering: deque[Future[list[_Asked]]] = deque()
+        self._rendered: deque[_Asked] = deque()
+        self._flying: dict[int, tuple[int, AskedRow]] = {}  # by the engine's request id: the answer's number, its row
+        self._depth = _BATCHES_AHEAD * opened.limits.max_batch
+        self._most_held = _MOST_HELD_WITH_LOGPROBS if sampling.logprobs else _MOST_HELD
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="render prompts")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        for request_id in self._flying:
+            self._opened.engine.cancel(request_id)
+
+    def answers(self, progress: _Progress) -> Iterator[tuple[AskedRow, Completion]]:
+        """Yield the answers in order, each as soon as those before it are finished."""
+        engine = self._opened.engine
+        for _ in range(self._first % self._sampling.n):  # the prompt's other answers are written already
+            self._next()
+        given = added = self._first
+        done: dict[int, tuple[AskedRow, Completion]] = {}
+        while True:
+            while len(self._flying) < self._depth and added - given < self._most_held:
+                asked = self._next()
+                if asked is None:
+                    break
+                self._flying[engine.add(asked.request)] = (added, asked.row)
+                added += 1
+            if not self._flying:
+                return
             for delta in engine.step():
                 if delta.completion is not None:
-                    done[index_of.pop(delta.request_id)] = delta.completion
-                    count += 1
-                    observer.progress("answering", before + count, total)
+                    number, row = self._flying.pop(delta.request_id)
+                    done[number] = (row, delta.completion)
+                    progress.count(delta.completion)
             while given in done:
                 yield done.pop(given)
                 given += 1
-    finally:
-        for request_id in index_of:
-            engine.cancel(request_id)
+
+    def _next(self) -> _Asked | None:
+        """Return the next request, or None after the last."""
+        while len(self._rendering) < self._depth and (row := next(self._rows, None)) is not None:
+            self._rendering.append(self._thread.submit(_render, self._opened, row, self._sampling))
+        if not self._rendered and self._rendering:
+            self._rendered.extend(self._rendering.popleft().result())
+        return self._rendered.popleft() if self._rendered else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    row: AskedRow
+    request: Request
+
+
+def _render(opened: OpenModel, row: AskedRow, sampling: SamplingSpec) -> list[_Asked]:
+    return [_Asked(row, request) for request in opened.request(row.conversation, row.sampling(sampling)).expand()]
+
+
+def _check(opened: OpenModel, prompts: PromptFile, first: int, observer: Observer) -> None:
+    """Refuse prompts that can't be answered before the first one is; prompts before `first` were answered.
+
+    Raises:
+        RequestError: naming the row.
+    """
+    for number, row in enumerate(islice(prompts, first, None), first + 1):
+        try:
+            opened.request(row.conversation, SamplingSpec())
+        except RequestError as error:
+            error.where = str(row.conversation.place or f"prompt {number}")
+            raise
+        if number % _CHECKED_AT_ONCE == 0:
+            observer.progress("checking the prompts", number, prompts.count)
+
+
+class _Progress:
+    """Counts answers and tells the observer.
+
+    Args:
+        observer: who is told.
+        finished: answers that were there before.
+        total: answers in all.
+    """
+
+    def __init__(self, observer: Observer, finished: int, total: int) -> None:
+        self._observer = observer
+        self._before = self._done = finished
+        self._total = total
+        self._output_tokens = 0
+        self._started = time.perf_counter()
+
+    def count(self, completion: Completion) -> None:
+        """Count an answer."""
+        self._done += 1
+        self._output_tokens += completion.completion_tokens
+        seconds = self._seconds
+        self._observer.answers(
+            AnswersReport(
+                done=self._done,
+                total=self._total,
+                tokens_per_second=self._output_tokens / seconds,
+                remaining_seconds=seconds / (self._done - self._before) * (self._total - self._done),
+            )
+        )
+
+    def figures(self) -> GenerateFigures:
+        """Return what was done now."""
+        return GenerateFigures(
+            requests=self._done - self._before,
+            output_tokens=self._output_tokens,
+            seconds=round(self._seconds, 3),
+            tokens_per_second=round(self._output_tokens / self._seconds, 1),
+        )
+
+    @property
+    def _seconds(self) -> float:
+        return max(time.perf_counter() - self._started, 1e-9)
 
 
 def _finished(lines: JsonLines, job: Path, identity: str, target: Path) -> int:
@@ -151,42 +241,26 @@ def _finished(lines: JsonLines, job: Path, identity: str, target: Path) -> int:
     return 0
 
 
-def _line(number: int, answers: int, completion: Completion) -> dict[str, object]:
+def _line(number: int, answers: int, row: AskedRow, completion: Completion) -> dict[str, Any]:
     index, choice = divmod(number, answers)
-    return {
-        "index": index,
-        **({"choice": choice} if answers > 1 else {}),
+    line: dict[str, Any] = {"index": index}
+    if row.custom_id is not None:
+        line["custom_id"] = row.custom_id
+    if answers > 1:
+        line["choice"] = choice
+    line |= {
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
     }
+    if completion.logprobs:
+        line["logprobs"] = [_token(token) for token in completion.logprobs]
+    return line
 
 
-def _prompt(row: Row, check: RowCheck) -> Conversation | None:
-    values = row.values
-    if isinstance(values.get("prompt"), str):
-        return Conversation((Message("user", values["prompt"]),), place=row.place)
-    name = "prompt" if "prompt" in values else "messages"
-    if name not in values:
-        columns = ", ".join(values)
-        check.refuse(
-            "messages", f"is missing; the row has {columns}", "Write `messages` or `prompt` in each row.", "no_prompt"
-        )
-        return None
-    messages = read_messages(values[name], name, check)
-    tools = read_tools(values.get("tools"), check)
-    if check.problems:
-        return None
-    if messages and messages[-1].role == "assistant":
-        messages = messages[:-1]
-    if not messages:
-        check.refuse(name, "holds no prompt", "Start with a user's message.", "no_prompt")
-        return None
-    return Conversation(tuple(messages), tools, row.place)
-
-
-def _with_system(prompt: Conversation, system: str | None) -> Conversation:
-    if system is None or prompt.messages[0].role in ("system", "developer"):
-        return prompt
-    return Conversation((Message("system", system), *prompt.messages), prompt.tools, prompt.place)
+def _token(token: TokenLogprob) -> dict[str, Any]:
+    facts: dict[str, Any] = {"token": token.text, "logprob": token.logprob}
+    if token.top:
+        facts["top_logprobs"] = [{"token": text, "logprob": logprob} for _, text, _, logprob in token.top]
+    return facts
