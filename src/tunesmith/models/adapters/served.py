@@ -101,13 +101,13 @@ def read_served(
         width_in, width_out = widths_of(linear)
         a = _taken(tensors, names["lora_a"], (own.rank, width_in), folder)
         b = _taken(tensors, names["lora_b"], (width_out, own.rank), folder)
-        scale, factors = scale_of(own), None
+        factors, scale = None, scale_of(own)
         if own.dora:
             magnitude = _taken(tensors, names["magnitude"], (width_out,), folder)
             weight = weight_of(linear) if base_weight is None else base_weight(name)
             norms = row_norms(weight, a.to(weight.device), b.to(weight.device), scale)
-            factors = _placed(magnitude.to(norms) / norms, dtype, device, folder)
-        layers[name] = LowRank(_placed(a, dtype, device, folder), _placed(b * scale, dtype, device, folder), factors)
+            factors = magnitude.to(norms) / norms
+        layers[name] = _placed(LowRank(a, b * scale, factors), dtype, device, folder)
     if tensors:
         raise mismatch(f"The adapter has {min(tensors)}, which doesn't fit this base.", str(folder))
     return ServedAdapter(layers)
@@ -125,18 +125,23 @@ def _taken(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], folder
     return tensor.to(torch.float32)
 
 
-def _placed(tensor: Tensor, dtype: torch.dtype, device: torch.device, folder: Path) -> Tensor:
-    """Bring a tensor to the base's number format and device.
+def _placed(layer: LowRank, dtype: torch.dtype, device: torch.device, folder: Path) -> LowRank:
+    """Bring an adapted layer to the base's number format and device.
 
     Raises:
-        ModelError: it isn't finite there. In a batch with others it could spoil more than its own answers.
+        ModelError: a number isn't finite there. In a batch with others it could spoil more than its own answers.
     """
-    placed = tensor.to(device=device, dtype=dtype).contiguous()
-    if not bool(torch.isfinite(placed).all()):
+    placed = [
+        None if tensor is None else tensor.to(device=device, dtype=dtype).contiguous()
+        for tensor in (layer.a, layer.b, layer.factors)
+    ]
+    if not all(tensor is None or bool(torch.isfinite(tensor).all()) for tensor in placed):
         raise ModelError(
             "This adapter holds numbers that aren't finite.",
             where=str(folder),
             fix="Bring it back from a backup, or train it again.",
             code="broken_adapter",
         )
-    return placed
+    a, b, factors = placed
+    assert a is not None and b is not None
+    return LowRank(a, b, factors)
