@@ -95,7 +95,8 @@ def write_rows(rows: list[ChatRow], path: Path) -> None:
 def long_rows(tokens: int, count: int, count_tokens: Callable[[str], int]) -> list[ChatRow]:
     """Return `count` different chat rows of about `tokens` tokens each, half of them learnt.
 
-    They are conversations of several turns, made of the maths rows from a different place on each time.
+    They are conversations of several turns, made of the maths rows from a different place on each time, and with a
+    different stride: rows that are too much alike would be dropped.
 
     Args:
         tokens: the wished length of a row.
@@ -112,6 +113,6 @@ def long_rows(tokens: int, count: int, count_tokens: Callable[[str], int]) -> li
             if sizes[place % len(turns)] <= room:
                 messages += turns[place % len(turns)]
                 room -= sizes[place % len(turns)]
-            place += 1
+            place += 2 * number + 1
         rows.append({"messages": messages})
     return rows
