@@ -194,5 +194,5 @@ def _set_forward(module: nn.Module, forward: Any, original: Callable[..., Any]) 
 
 def _decoder_name(model: PreTrainedModel) -> str:
     decoder = model.get_decoder()
-    names = {module: name for name, module in model.named_modules()}
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     return names[decoder]
