@@ -6,7 +6,9 @@ import time
 from collections.abc import Collection
 
 from tunesmith.chat.renderer import ChatRenderer
+from tunesmith.errors import TunesmithError
 from tunesmith.generate.completion import Completion, FinishReason, TokenLogprob
+from tunesmith.generate.constraints import Matcher
 from tunesmith.generate.request import Delta, Request
 from tunesmith.generate.sampling import Choice, Sampler
 from tunesmith.generate.text import TextStream
@@ -21,13 +23,20 @@ class Answer:
         renderer: knows the tokens' text.
         end_ids: tokens that end an answer.
         limit_tokens: most tokens to generate.
+        matcher: the form that the answer must have; None for free text.
     """
 
     def __init__(
-        self, request_id: int, request: Request, renderer: ChatRenderer, end_ids: Collection[int], limit_tokens: int
+        self,
+        request_id: int,
+        request: Request,
+        renderer: ChatRenderer,
+        end_ids: Collection[int],
+        limit_tokens: int,
+        matcher: Matcher | None = None,
     ) -> None:
         self.request_id = request_id
-        self.sampler = Sampler(request.sampling)
+        self.sampler = Sampler(request.sampling, request.prompt_ids, matcher, end_ids)
         #: The tokens so far.
         self.generated: list[int] = []
         self._request = request
@@ -37,30 +46,44 @@ class Answer:
         self._stream = TextStream(renderer, request.sampling.stop)
         self._started = time.perf_counter()
         self._logprobs: list[TokenLogprob] = []
-        self._waiting_logprobs: list[TokenLogprob] = []
+        #: Tokens whose text isn't given out yet, each with the place in the text at which it begins.
+        self._waiting_logprobs: list[tuple[int, TokenLogprob]] = []
 
     def take(self, choice: Choice) -> Delta:
         """Add a token; return what it added to the text, with the completion if it is the last."""
+        if choice.error is not None:
+            return self._ended("error", self._stream.finish(), choice.error)
         self.generated.append(choice.token_id)
         is_end = choice.token_id in self._end_ids
+        begins_at = self._stream.length
         text = "" if is_end else self._stream.add(choice.token_id)
         if self._request.sampling.logprobs and not is_end:
-            self._waiting_logprobs.append(self._token_logprob(choice))
-        reason: FinishReason | None = None
+            self._waiting_logprobs.append((begins_at, self._token_logprob(choice)))
         if is_end or self._stream.is_stopped:
-            reason = "stop"
-        elif len(self.generated) >= self._limit_tokens:
-            reason = "length"
-        if reason is not None:
-            text += self._stream.finish()
-        logprobs: tuple[TokenLogprob, ...] = ()
-        if text or reason is not None:  # tokens whose text is held back wait with it
-            logprobs = tuple(self._waiting_logprobs)
-            self._logprobs += logprobs
-            self._waiting_logprobs = []
-        return Delta(self.request_id, text, logprobs, None if reason is None else self._completion(reason))
+            return self._ended("stop", text + self._stream.finish())
+        if len(self.generated) >= self._limit_tokens:
+            return self._ended("length", text + self._stream.finish())
+        return Delta(self.request_id, text, self._ready_logprobs())
 
-    def _completion(self, reason: FinishReason) -> Completion:
+    def _ended(self, reason: FinishReason, text: str, error: TunesmithError | None = None) -> Delta:
+        """Return the last delta."""
+        if self._stream.is_stopped:
+            logprobs = self._ready_logprobs()
+        else:  # all of the text is given out
+            logprobs = tuple(token for _, token in self._waiting_logprobs)
+            self._logprobs += logprobs
+        return Delta(self.request_id, text, logprobs, self._completion(reason, error))
+
+    def _ready_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Return the tokens of which at least the beginning is given out; those held back wait with their text."""
+        given = len(self._stream.text)
+        count = sum(begins_at < given for begins_at, _ in self._waiting_logprobs)
+        ready = tuple(token for _, token in self._waiting_logprobs[:count])
+        del self._waiting_logprobs[:count]
+        self._logprobs += ready
+        return ready
+
+    def _completion(self, reason: FinishReason, error: TunesmithError | None) -> Completion:
         return Completion(
             text=self._stream.text,
             token_ids=tuple(self.generated),
@@ -68,6 +91,7 @@ class Answer:
             prompt_tokens=len(self._request.prompt_ids),
             seconds=time.perf_counter() - self._started,
             logprobs=tuple(self._logprobs),
+            error=error,
         )
 
     def _token_logprob(self, choice: Choice) -> TokenLogprob:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled"]
+from tunesmith.errors import TunesmithError
+
+#: `stop`: the model ended its turn, or a stop text came; `length`: the most tokens were generated, or the context is
+#: full; `cancelled`: nobody wanted more; `error`: the answer can't go on, the completion's `error` says why.
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,8 @@ class Completion:
     """One finished answer.
 
     `token_ids` holds the generated tokens with the end-of-turn token, `text` the words without it and without a
-    stop text. `seconds` is the time from the request's admission to its last token.
+    stop text. `seconds` is the time from the request's admission to its last token. `logprobs` are those of the tokens
+    whose text is given out: neither the end-of-turn token's nor a stop text's.
     """
 
     text: str
@@ -33,6 +38,7 @@ class Completion:
     prompt_tokens: int
     seconds: float
     logprobs: tuple[TokenLogprob, ...] = ()
+    error: TunesmithError | None = None
 
     @property
     def completion_tokens(self) -> int:

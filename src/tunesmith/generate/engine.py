@@ -22,6 +22,7 @@ from tunesmith.generate.answer import Answer
 from tunesmith.generate.cache import Chunk, SlotCache, StepLayout, whole_blocks
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.request import Delta, Request
+from tunesmith.generate.sampling import choose
 from tunesmith.models.attention import use_layout_attention
 from tunesmith.models.load import LoadedModel
 
@@ -227,11 +228,11 @@ class Engine(Decoder):
     def _extend(self, slots: Sequence[int], logits: Tensor) -> list[Delta]:
         """Choose each slot's next token from logits (rows, V)."""
         deltas = []
-        for slot_index, row, likeliest in zip(slots, logits, logits.argmax(-1).tolist(), strict=True):
+        samplers = [active.sampler for slot in slots if (active := self._slots[slot].active) is not None]
+        for slot_index, choice in zip(slots, choose(logits, samplers), strict=True):
             slot = self._slots[slot_index]
             active = slot.active
             assert active is not None
-            choice = active.sampler.choose(row, likeliest)
             slot.append(choice.token_id)
             deltas.append(active.take(choice))
             if deltas[-1].completion is not None:

@@ -16,6 +16,7 @@ from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.generate.answer import Answer
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.request import Delta
+from tunesmith.generate.sampling import choose
 from tunesmith.models.load import LoadedModel
 
 #: What the architectures of transformers call their cache.
@@ -64,8 +65,7 @@ class OneByOne(Decoder):
             cache = {self._cache_name: self._cache}
             self._tokens = []
         output = self._model.get_decoder()(input_ids=new, use_cache=self._cache_name is not None, **cache)
-        logits = self._projection.logits(output.last_hidden_state[0, -1:])[0]
-        choice = self._answer.sampler.choose(logits, int(logits.argmax()))
+        (choice,) = choose(self._projection.logits(output.last_hidden_state[0, -1:]), [self._answer.sampler])
         self._tokens.append(choice.token_id)
         delta = self._answer.take(choice)
         if delta.completion is not None:

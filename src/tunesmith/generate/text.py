@@ -32,18 +32,27 @@ class TextStream:
         if added and self._drops_space:
             added, self._drops_space = added.removeprefix(b" "), False
         self._held += self._decoder.decode(added)
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        if found:
-            self.is_stopped = True
-            return self._give(min(found))
-        return self._give(len(self._held) - self._possible_stop())
+        return self._give_certain(len(self._held) - self._possible_stop())
 
     def finish(self) -> str:
         """Return what was held back, now that no more tokens come; half a character becomes U+FFFD."""
         if self.is_stopped:
             return ""
         self._held += self._decoder.decode(b"", final=True)
-        return self._give(len(self._held))
+        return self._give_certain(len(self._held))
+
+    @property
+    def length(self) -> int:
+        """Characters so far, those that are held back included: where the next token's text begins."""
+        return len(self.text) + len(self._held)
+
+    def _give_certain(self, count: int) -> str:
+        """Give out `count` characters, or those before the stop text that is complete first."""
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.is_stopped = True
+            return self._give(min(found)[1])
+        return self._give(count)
 
     def _give(self, count: int) -> str:
         given, self._held = self._held[:count], self._held[count:]
