@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -98,6 +99,11 @@ class Environments:
         self._root = root
         self._failures: dict[str, str] = {}
 
+    def found(self, package: str) -> Path | None:
+        """Return the Python of a peer's environment if it is there; nothing is installed."""
+        python = self._root / package / "bin" / "python"
+        return python if python.exists() else None
+
     def python(self, package: str | None) -> Path:
         """Return the Python of a peer's environment, or this one for None.
 
@@ -140,26 +146,47 @@ def run_side(side: Side, job: Job, environments: Environments, home: Path) -> Si
         SideFailure: it can't be installed, or failed.
     """
     python = environments.python(side.package)
-    # Peers never see a GPU or the network: this is the benchmark of the CPU.
-    environment = {**os.environ, "TUNESMITH_HOME": str(home), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory() as work:
+        values = {**vars(job), "work": work, "settings": {**side.settings, **job.settings}}
+        started = time.time()
+        return read_result(run_script(python, side.script, values, home), started)
+
+
+def run_script(
+    python: Path, script: str, values: dict[str, Any], home: Path, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run a script of `bench/peers` with a job, in a process of its own; return the result that it writes.
+
+    Args:
+        python: of its environment.
+        script: its file's name.
+        values: the job; `result` is set here.
+        home: Tunesmith's home.
+        environment: further environment variables.
+
+    Raises:
+        SideFailure: it failed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        work = Path(folder) / "work"
-        work.mkdir()
-        values = {**vars(job), "result": str(result), "work": str(work), "settings": {**side.settings, **job.settings}}
         job_file = Path(folder) / "job.json"
-        job_file.write_text(json.dumps(values), encoding="utf-8")
-        started = time.time()
+        job_file.write_text(json.dumps({**values, "result": str(result)}), encoding="utf-8")
         done = subprocess.run(
-            [str(python), str(_PEERS / side.script), str(job_file)],
+            [str(python), str(_PEERS / script), str(job_file)],
             cwd=folder,
-            env=environment,
+            env={**side_environment(home), **(environment or {})},
             capture_output=True,
             text=True,
         )
         if done.returncode != 0 or not result.exists():
             raise SideFailure(f"failed: {_last_line(done.stderr)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-        return read_result(json.loads(result.read_text(encoding="utf-8")), started)
+        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        return found
+
+
+def side_environment(home: Path) -> dict[str, str]:
+    """Return a side's environment variables: it sees no GPU and no network, as this is the benchmark of the CPU."""
+    return {**os.environ, "TUNESMITH_HOME": str(home), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def read_result(result: dict[str, Any], started: float) -> SideRun:

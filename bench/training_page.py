@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
+from benchmark_page import Bar, bars_table, spaced, table, wrapped
 from ratios import Spread, final_loss, ratio, spread
 from sides import BEST_PEER, OURS, SAME_STEPS_PEER, SIDES
 
@@ -29,24 +28,6 @@ _GROWTH_TITLES = {
     "vocabulary": "Larger vocabularies (SmolLM2-135M's shape, random weights)",
     "model": "Larger models (Llama shapes, random weights)",
 }
-
-
-@dataclass(frozen=True)
-class Bar:
-    """Something that must be reached: what, how much was reached, and whether it is enough."""
-
-    what: str
-    reached: str
-    wanted: str
-    is_met: bool
-
-    def line(self) -> str:
-        """Return it as a sentence."""
-        return f"{self.what}: {self.reached} (bar: {self.wanted}): {self.word()}"
-
-    def word(self) -> str:
-        """Return `met` or `missed`."""
-        return "met" if self.is_met else "missed"
 
 
 def bars(results: dict[str, Any]) -> list[Bar]:
@@ -117,10 +98,10 @@ def loss_difference(load: dict[str, Any]) -> float:
 
 def section(results: dict[str, Any]) -> str:
     """Return the section in Markdown; parts that weren't measured aren't there."""
-    parts = ["## Training", "", _wrapped(_WHAT), ""]
+    parts = ["## Training", "", wrapped(_WHAT), ""]
     loads = results.get("workloads", {})
     if loads:
-        parts += _bars_table(bars(results))
+        parts += bars_table(bars(results))
     for load in loads.values():
         parts += _load(load)
     growth = results.get("growth", {})
@@ -130,11 +111,6 @@ def section(results: dict[str, Any]) -> str:
     parts += ["### Where this was measured", "", results["machine"], "", _versions(results), ""]
     parts += ["Again: `make bench-training`, or `.venv/bin/python bench/training.py`."]
     return "\n".join(parts)
-
-
-def _bars_table(found: Sequence[Bar]) -> list[str]:
-    rows = [(bar.what, bar.reached, bar.wanted, bar.word()) for bar in found]
-    return ["### The bars", "", *_table(("bar", "reached", "wanted", ""), rows), ""]
 
 
 def _load(load: dict[str, Any]) -> list[str]:
@@ -149,7 +125,7 @@ def _load(load: dict[str, Any]) -> list[str]:
     rows = [_side_row(load, name) for name in SIDES if name in load["runs"]]
     head = ("", "tokens/s", "Tunesmith is faster by", "memory, GiB", "share of the matrix rate", "start-up, s", "loss")
     failures = [f"{SIDES[name].title} {reason}." for name, reason in load["failures"].items()]
-    return [f"### {load['title']}", "", _wrapped(sentence), "", *_table(head, rows), "", *_spaced(failures)]
+    return [f"### {load['title']}", "", wrapped(sentence), "", *table(head, rows), "", *spaced(failures)]
 
 
 def _side_row(load: dict[str, Any], name: str) -> tuple[str, ...]:
@@ -180,7 +156,7 @@ def _growth(points: Sequence[dict[str, Any]]) -> list[str]:
         else:
             cells += [point["failures"].get(BEST_PEER.name, "not run"), "", ""]
         rows.append(tuple(cells))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _ratio(load: dict[str, Any], figure: str, name: str) -> Spread:
@@ -201,16 +177,4 @@ def _versions(results: dict[str, Any]) -> str:
         for name, runs in load["runs"].items():
             side = SIDES[name].title.partition(",")[0].partition(" as ")[0]
             found[side] = ", ".join(f"{package} {version}" for package, version in runs[0]["versions"].items())
-    return _wrapped("; ".join(f"{side}: {versions}" for side, versions in found.items()) + ".") if found else ""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-
-
-def _spaced(sentences: Sequence[str]) -> list[str]:
-    return [line for sentence in sentences for line in (_wrapped(sentence), "")]
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
+    return wrapped("; ".join(f"{side}: {versions}" for side, versions in found.items()) + ".") if found else ""

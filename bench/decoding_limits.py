@@ -1,0 +1,122 @@
+"""What decoding can reach on this machine: how fast memory is read, and how fast a step's products alone are.
+
+python bench/decoding_limits.py MODEL_FOLDER 1,64 [SECONDS]     prints JSON
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.generate.linear_map import Product
+from tunesmith.models.size import ModelSize, model_size
+
+_DTYPE = torch.bfloat16
+_SECONDS = 2.0
+#: Far more than the processor's caches hold.
+_BUFFER_BYTES = 1 << 29
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one decoding step must read and compute, attention's own products left out.
+
+    Attributes:
+        weight_bytes: of all weights that are multiplied with.
+        operations_per_token: floating-point operations of those products, for one request's token.
+        cache_bytes_per_token: keys and values that one token of a request's text keeps, and each step reads.
+    """
+
+    weight_bytes: int
+    operations_per_token: int
+    cache_bytes_per_token: int
+
+
+def step_cost(size: ModelSize) -> StepCost:
+    """Return the cost of a step in bf16."""
+    weights = size.linear_parameters + size.vocabulary * size.hidden
+    return StepCost(weights * _DTYPE.itemsize, 2 * weights, size.cache_bytes_per_token(_DTYPE))
+
+
+def read_bandwidth(seconds: float, buffer_bytes: int = _BUFFER_BYTES) -> float:
+    """Return how many bytes a second the processor reads, the best of several ways."""
+    numbers = torch.ones(buffer_bytes // 4)
+    words = numbers.view(torch.int64)
+    matrix, vector = numbers.view(64, -1), torch.ones(numbers.numel() // 64)
+    target = torch.empty_like(numbers)
+    ways: tuple[tuple[Callable[[], object], int], ...] = (
+        (numbers.sum, buffer_bytes),
+        (words.max, buffer_bytes),
+        (lambda: matrix @ vector, buffer_bytes),
+        (lambda: target.copy_(numbers), 2 * buffer_bytes),
+    )
+    return max(moved / _seconds_each(way, seconds / len(ways)) for way, moved in ways)
+
+
+def step_products(size: ModelSize, rows: int, seconds: float, *, pack: bool) -> float:
+    """Return the seconds of all products of one step of so many rows, packed or as PyTorch has them.
+
+    Each layer has weights of its own, so that no cache holds them from one step to the next.
+    """
+    shapes = [(linear.inputs, linear.outputs) for linear in size.linears] + [(size.hidden, size.vocabulary)]
+    products = [Product(torch.randn(outputs, inputs).to(_DTYPE), None, pack=pack) for inputs, outputs in shapes]
+    inputs = {width: torch.randn(rows, width).to(_DTYPE) for width, _ in shapes}
+
+    def step() -> None:
+        for (width, _), product in zip(shapes, products, strict=True):
+            product(inputs[width])
+
+    with torch.inference_mode():
+        return _seconds_each(step, seconds)
+
+
+def measure_limits(folder: Path, rows: tuple[int, ...], seconds: float) -> dict[str, Any]:
+    """Return everything as plain data; products by "packed" or "plain" and the number of rows."""
+    size = model_size(folder)
+    cost = step_cost(size)
+    return {
+        **vars(cost),
+        "bandwidth": read_bandwidth(seconds),
+        "step_seconds": {
+            name: {str(count): step_products(size, count, seconds, pack=pack) for count in rows}
+            for name, pack in (("packed", True), ("plain", False))
+        },
+    }
+
+
+def measure_limits_apart(folder: Path, rows: list[int], seconds: float = _SECONDS) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    command = [sys.executable, __file__, str(folder), ",".join(map(str, rows)), str(seconds)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _seconds_each(work: Callable[[], object], seconds: float) -> float:
+    """Return the best time of work that is repeated for about `seconds`, at least three times."""
+    times: list[float] = []
+    ends = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < ends:
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def main() -> None:
+    """Measure for the model and rows that the command line names."""
+    rows = tuple(int(word) for word in sys.argv[2].split(","))
+    seconds = float(sys.argv[3]) if len(sys.argv) > 3 else _SECONDS
+    print(json.dumps(measure_limits(Path(sys.argv[1]), rows, seconds)))
+
+
+if __name__ == "__main__":
+    main()
