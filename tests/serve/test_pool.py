@@ -27,8 +27,8 @@ def names(pool):
 
 def use(pool, name):
     lease = pool.lease(pool.catalogue.find(name))
-    worker = lease.ready.result(timeout=60)
-    with Answers(worker, [worker.opened.request(prompt("Hello"), SamplingSpec(max_completion_tokens=3))]) as answers:
+    seat = lease.ready.result(timeout=60)
+    with Answers(seat.worker, [seat.opened.request(prompt("Hello"), SamplingSpec(max_completion_tokens=3))]) as answers:
         completion = list(answers)[-1][1].completion
     lease.release()
     return completion.token_ids
@@ -47,20 +47,36 @@ def test_the_least_recently_used_model_makes_room(pool):
     assert use(pool, a) == first
 
 
-def test_a_model_in_use_stays_and_others_are_told_to_wait(pool):
+def test_a_model_in_use_stays_and_others_wait_for_room(pool):
     a, b, c = (pool.catalogue.find(name) for name in names(pool))
     leases = [pool.lease(a), pool.lease(b), pool.lease(a)]
-    with pytest.raises(RequestError) as refused:
-        pool.lease(c)
-    assert refused.value.code == "overloaded"
-    workers = [lease.ready.result(timeout=60) for lease in leases]
+    workers = [lease.ready.result(timeout=60).worker for lease in leases]
     assert workers[0] is workers[2]
+    waiting = pool.lease(c)
     leases[0].release()
     leases[0].release()
+    assert pool.loaded == [b.name, a.name] and not waiting.ready.done()
     leases[1].release()
-    pool.lease(c).release()
+    assert waiting.ready.result(timeout=60).opened.name == c.source
     assert pool.loaded == [a.name, c.name]
     leases[2].release()
+    waiting.release()
+
+
+def test_more_than_may_wait_for_room_are_refused(tiny_folder, home):
+    folders = [str(tiny_folder(family)) for family in ("smollm2", "qwen3")]
+    pool = ModelPool(Catalogue(home, folders), home, dtype="float32", max_loaded=1, max_waiting=0)
+    a, b = (pool.catalogue.find(name) for name in names(pool))
+    try:
+        lease = pool.lease(a)
+        with pytest.raises(RequestError) as refused:
+            pool.lease(b)
+        assert refused.value.code == "overloaded"
+        lease.ready.result(timeout=60)
+        lease.release()
+        assert use(pool, b.name)
+    finally:
+        pool.close()
 
 
 def test_a_model_that_cannot_be_loaded_is_told_to_all_who_wait_and_tried_again(tmp_path, home):

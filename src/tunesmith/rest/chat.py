@@ -59,12 +59,12 @@ async def open_session(request: ChatRequest, pool: ModelPool, default_max_tokens
     lease = pool.lease(await find_model(request.model, pool))
     try:
         try:
-            worker = await asyncio.wrap_future(lease.ready)
+            seat = await asyncio.wrap_future(lease.ready)
         except ModelError as error:
             raise WireFault(model_unavailable(request.model)) from error
         # Rendering a long prompt takes a while; other requests go on meanwhile.
-        prompt = await asyncio.to_thread(worker.opened.request, conversation, sampling)
-        return Session(request, lease, AsyncAnswers(worker, prompt.expand()), worker.opened.fingerprint)
+        prompt = await asyncio.to_thread(seat.opened.request, conversation, sampling)
+        return Session(request, lease, AsyncAnswers(seat.worker, prompt.expand()), seat.opened.fingerprint)
     except BaseException:
         lease.release()
         raise

@@ -47,6 +47,7 @@ def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] |
             dtype=spec.dtype,
             limits=EngineLimits(spec.max_batch, spec.max_cache_tokens),
             max_loaded=spec.max_loaded_models,
+            max_adapters=spec.max_loaded_adapters,
             max_waiting=spec.max_waiting,
         )
         config = uvicorn.Config(

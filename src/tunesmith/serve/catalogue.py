@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from tunesmith.errors import ModelError
 from tunesmith.models.embedded import EMBEDDED, embedded_file
 from tunesmith.models.resolve import BaseSource, resolve_model
 from tunesmith.models.versions import ModelVersion, find_version, list_versions
 from tunesmith.record.home import Home
+from tunesmith.serve.answering import stays_beside
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a model needs in memory. Models that need the same share it.
+
+    Attributes:
+        name: for people.
+        source: what names the base, or the version that has weights of its own.
+        version: whether it is such a version.
+        quantisation: how the base's linear layers are kept, as a manifest says it (JSON); None: as they are.
+    """
+
+    name: str = field(compare=False)
+    source: str
+    version: bool = False
+    quantisation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +42,14 @@ class ServedModel:
         source: what `open_model` finds it by.
         created: when it was made, in Unix seconds.
         is_tuned: whether it is a tuned version.
+        weights: what must be in memory for it; a tuned version's adapter comes beside them, or is part of them.
     """
 
     name: str
     source: str
     created: int
     is_tuned: bool
+    weights: Weights
 
 
 class Catalogue:
@@ -87,13 +109,23 @@ class Catalogue:
 
 
 def _of_version(version: ModelVersion) -> ServedModel:
-    return ServedModel(version.name, version.name, int(datetime.fromisoformat(version.created).timestamp()), True)
+    created = int(datetime.fromisoformat(version.created).timestamp())
+    return ServedModel(version.name, version.name, created, True, _weights_of(version))
+
+
+def _weights_of(version: ModelVersion) -> Weights:
+    made = version.made
+    if not stays_beside(version):
+        return Weights(version.name, version.name, version=True)
+    kept = None if made.quantisation is None else json.dumps(made.quantisation, sort_keys=True)
+    is_file = Path(made.base).is_absolute()
+    return Weights(made.base_short_name if is_file else _without_revision(made.base), made.base, quantisation=kept)
 
 
 def _of_base(base: BaseSource) -> ServedModel:
     """Return a base under a name that says nothing of this machine's folders."""
-    name = base.short_name if base.origin in ("folder", "gguf") else base.name.partition("@")[0]
-    return ServedModel(name, base.name, int(base.folder.stat().st_mtime), False)
+    name = base.short_name if base.origin in ("folder", "gguf") else _without_revision(base.name)
+    return ServedModel(name, base.name, int(base.folder.stat().st_mtime), False, Weights(name, base.name))
 
 
 def _of_embedded(name: str) -> ServedModel | None:
@@ -102,4 +134,8 @@ def _of_embedded(name: str) -> ServedModel | None:
         file = embedded_file(EMBEDDED[name])
     except ModelError:
         return None
-    return ServedModel(name, name, int(file.stat().st_mtime), False)
+    return ServedModel(name, name, int(file.stat().st_mtime), False, Weights(name, name))
+
+
+def _without_revision(name: str) -> str:
+    return name.partition("@")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from tunesmith.errors import RequestError, TunesmithError
@@ -30,6 +31,24 @@ class Ticket:
     is_cancelled: bool = False
 
 
+@dataclass(eq=False, slots=True)
+class _Errand:
+    """Something to do in the worker's thread, between two steps."""
+
+    do: Callable[[], None]
+    done: Future[None] = field(default_factory=Future)
+
+    def run(self) -> None:
+        self.done.set_running_or_notify_cancel()
+        try:
+            self.do()
+        # It is the business of whoever sent it, not of those who are being answered.
+        except Exception as error:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(None)
+
+
 class Worker:
     """Answers with one model until it is closed.
 
@@ -46,7 +65,7 @@ class Worker:
         self._capacity = opened.limits.max_batch + max_waiting
         self._turns = turns
         self._wake = threading.Condition()
-        self._inbox: list[Ticket] = []
+        self._inbox: list[Ticket | _Errand] = []
         self._unfinished = 0
         self._is_closing = False
         self._owners: dict[int, Ticket] = {}  # by the engine's request id; used by the worker's thread alone
@@ -97,22 +116,38 @@ class Worker:
                 self._inbox.append(ticket)
                 self._wake.notify()
 
+    def send(self, errand: Callable[[], None]) -> Future[None]:
+        """Have something done in the worker's thread, after what was submitted and cancelled before it.
+
+        Returns:
+            What tells when it is done, with its error if it has one; `RequestError` if the worker was closed before.
+        """
+        sent = _Errand(errand)
+        with self._wake:
+            if not self._is_closing:
+                self._inbox.append(sent)
+                self._wake.notify()
+                return sent.done
+        sent.done.set_exception(_closed())
+        return sent.done
+
     def close(self) -> None:
         """Fail what isn't finished, and end the thread."""
         with self._wake:
             self._is_closing = True
             self._wake.notify()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # which may be where an unused model is collected
+            self._thread.join()
 
     def _run(self) -> None:
         while True:
             with self._wake:
                 while not (self._inbox or self._is_closing or self.opened.engine.has_work):
                     self._wake.wait()
-                tickets, self._inbox = self._inbox, []
+                arrived, self._inbox = self._inbox, []
                 is_closing = self._is_closing
             try:
-                self._take_in(tickets)
+                self._take_in(arrived)
                 if is_closing:
                     break
                 with self._turns.take():
@@ -120,20 +155,22 @@ class Worker:
                 for delta in deltas:
                     self._tell(delta)
             # Whatever went wrong, the next request must find a working model; the fault is logged and told.
-            except Exception:
+            except Exception as error:
                 _log.exception("%s failed while answering", self.opened.name)
-                self._fail_all(
-                    TunesmithError(
-                        "The model failed while it was answering.", fix="See the server's log.", code="answer_failed"
-                    )
+                fault = TunesmithError(
+                    "The model failed while it was answering.", fix="See the log.", code="answer_failed"
                 )
+                fault.__cause__ = error
+                self._fail_all(fault)
                 self.opened.renew_engine()
         self._fail_all(_closed())
 
-    def _take_in(self, tickets: Sequence[Ticket]) -> None:
-        """Start new tickets and stop cancelled ones."""
-        for ticket in tickets:
-            if ticket.is_cancelled:
+    def _take_in(self, arrived: Sequence[Ticket | _Errand]) -> None:
+        """Start new tickets, stop cancelled ones, run errands."""
+        for ticket in arrived:
+            if isinstance(ticket, _Errand):
+                ticket.run()
+            elif ticket.is_cancelled:
                 for request_id in ticket.running:
                     self.opened.engine.cancel(request_id)
                     del self._owners[request_id]
@@ -172,4 +209,4 @@ class Worker:
 
 
 def _closed() -> RequestError:
-    return RequestError("The server is being stopped.", fix="Try again later.", code="stopping")
+    return RequestError("This model is being unloaded.", fix="Try again later.", code="stopping")

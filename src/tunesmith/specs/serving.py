@@ -36,14 +36,24 @@ class ServeSpec(Spec):
         "auto", description="Number format of weights and activations. `auto`: bfloat16 where it is fast."
     )
     max_loaded_models: int = Field(
-        2, ge=1, le=64, description="Models in memory at once; the least recently used one makes room."
+        2,
+        ge=1,
+        le=64,
+        description="Bases in memory at once; the least recently used one makes room. A tuned model shares its base, "
+        "unless it was trained whole.",
+    )
+    max_loaded_adapters: int = Field(
+        32, ge=1, le=10_000, description="Adapters of tuned models in memory at once, for each base."
     )
     max_batch: int = Field(32, ge=1, le=1024, description="Answers that one model computes side by side.")
     max_cache_tokens: int = Field(
         131_072, ge=64, description="Tokens whose keys and values one model holds in memory, all answers together."
     )
     max_waiting: int = Field(
-        256, ge=0, le=100_000, description="Answers that may wait for one model; more are refused with status 429."
+        256,
+        ge=0,
+        le=100_000,
+        description="Answers that may wait for one base, or for room in memory; more are refused with status 429.",
     )
     default_max_tokens: int = Field(
         1024, ge=1, le=1_000_000, description="Longest answer, in tokens, where a request sets no limit of its own."

@@ -1,0 +1,153 @@
+"""Weights in memory with the engine that computes with them, and the models that answer through it.
+
+Several tuned versions share one base: each brings its adapter and its chat template, nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+
+from tunesmith.chat.renderer import ChatRenderer
+from tunesmith.data.examples import Conversation
+from tunesmith.errors import DataError, RequestError
+from tunesmith.generate.choice import decoder_for
+from tunesmith.generate.decoder import Decoder
+from tunesmith.generate.request import Request
+from tunesmith.models.adapters.served import ServedAdapter
+from tunesmith.models.load import LoadedModel
+from tunesmith.models.versions import ModelVersion
+from tunesmith.record.hashing import sha256_json
+from tunesmith.specs.generation import SamplingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Bounds of an engine: answers side by side, and tokens held in its cache."""
+
+    max_batch: int = 32
+    max_cache_tokens: int = 131_072
+
+
+class OpenBase:
+    """Weights in memory and their engine; whoever uses the engine does so in one thread at a time.
+
+    Attributes:
+        loaded: the weights.
+        limits: of the engine.
+        engine: computes answers, with the adapters that it was given.
+        rendering: held while a prompt is rendered: tokenizers refuse to be changed by two threads at once.
+    """
+
+    def __init__(self, loaded: LoadedModel, limits: EngineLimits) -> None:
+        self.loaded = loaded
+        self.limits = limits
+        self.rendering = threading.Lock()
+        # Which tokens end a turn and what they spell are the tokenizer's; templates only write prompts.
+        self._renderer = ChatRenderer(loaded.tokenizer)
+        self._adapters: dict[str, ServedAdapter] = {}
+        self.engine: Decoder = self._new_engine()
+
+    def add_adapter(self, name: str, adapter: ServedAdapter) -> None:
+        """Let requests go through an adapter; call it in the engine's thread."""
+        self.engine.add_adapter(name, adapter)
+        self._adapters[name] = adapter
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter that no request in flight uses; call it in the engine's thread."""
+        self.engine.remove_adapter(name)
+        del self._adapters[name]
+
+    def renew_engine(self) -> None:
+        """Take a fresh engine: after a fault, nobody knows what the old one's cache holds."""
+        self.engine = self._new_engine()
+        for name, adapter in self._adapters.items():
+            self.engine.add_adapter(name, adapter)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters (bytes, for most tokenizers) of the longest token."""
+        return max(map(len, self.loaded.tokenizer.get_vocab()))
+
+    def _new_engine(self) -> Decoder:
+        limits = self.limits
+        return decoder_for(
+            self.loaded, self._renderer, max_batch=limits.max_batch, max_cache_tokens=limits.max_cache_tokens
+        )
+
+
+@dataclass(eq=False)
+class OpenModel:
+    """A model in memory, ready to answer.
+
+    Attributes:
+        name: the base's name or the tuned version's `ft:` name.
+        base: the weights and their engine; a version's adapter is beside them, or folded in where it can't be.
+        renderer: turns conversations into tokens exactly as training did.
+        version: the tuned version; None for a base.
+        adapter: the adapter's name in the engine; None: there is none, or it is folded in.
+    """
+
+    name: str
+    base: OpenBase
+    renderer: ChatRenderer
+    version: ModelVersion | None = None
+    adapter: str | None = None
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The weights."""
+        return self.base.loaded
+
+    @property
+    def limits(self) -> EngineLimits:
+        """The engine's."""
+        return self.base.limits
+
+    @property
+    def engine(self) -> Decoder:
+        """The engine, for a caller that answers in its own thread; other models may share it."""
+        return self.base.engine
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identify the weights, their number format and the rendering: the same answers need the same one."""
+        version_id = None if self.version is None else self.version.id
+        facts = [self.loaded.source.sha256, version_id, str(self.loaded.dtype), self.renderer.template_hash]
+        return f"fp_{sha256_json(facts)[:12]}"
+
+    def renew_engine(self) -> None:
+        """See `OpenBase.renew_engine`."""
+        self.base.renew_engine()
+
+    def request(self, conversation: Conversation, sampling: SamplingSpec) -> Request:
+        """Render a prompt for the engine; any thread may call it.
+
+        Raises:
+            RequestError: the template refuses the messages, or they are longer than the context.
+        """
+        self._refuse_far_too_long(conversation)
+        try:
+            with self.base.rendering:
+                prompt_ids = self.renderer.for_generation(conversation)
+        except DataError as error:
+            raise RequestError(error.message, fix=error.fix, code=error.code, param="messages") from error
+        request = Request(prompt_ids, sampling, self.adapter)
+        self.engine.check(request.expand()[0])
+        return request
+
+    def _refuse_far_too_long(self, conversation: Conversation) -> None:
+        """Refuse a prompt whose characters can't fit, however they are cut: counting its tokens would take long.
+
+        Raises:
+            RequestError: it is too long.
+        """
+        characters = sum(len(message.content or "") for message in conversation.messages)
+        if characters > self.loaded.context_tokens * self.base.longest_token:
+            raise RequestError(
+                f"The messages have {characters:,} characters; this model takes {self.loaded.context_tokens:,} tokens.",
+                fix="Shorten the messages.",
+                code="context_length_exceeded",
+                param="messages",
+            )
