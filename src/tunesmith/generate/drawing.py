@@ -11,18 +11,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from tunesmith.generate.leading import Leading, leading
 
-#: Blocks of tokens that are put in order before the whole row is.
-_FEW_BLOCKS = 64
-#: A top-k above this is found by sorting the whole row.
-_MOST_BLOCKS = 512
-#: Rows that are worked on together on a CPU: what they need in between stays in its cache.
-_ROWS_IN_CACHE = 2
+#: Blocks of tokens that are put in order (see `leading`): first few, for rows where that isn't enough more, then all.
+_BLOCKS = (64, 512, None)
 #: Keeps a quotient finite; a temperature this low takes the likeliest token.
 _LEAST_TEMPERATURE = 1e-30
 
@@ -60,14 +57,15 @@ def draw(logits: Tensor, wishes: Wishes) -> list[int]:
     A row of minus infinities alone gives -1 as well.
     """
     wishes = wishes._replace(top_k=wishes.top_k.where(wishes.top_k < logits.shape[1], 0.0))
-    most = int(wishes.top_k.max())
-    blocks = max(_FEW_BLOCKS, most + 1) if most < _MOST_BLOCKS else _FEW_BLOCKS
-    order = leading(logits, blocks)
+    order = leading(logits, _BLOCKS[0])
     mass = weight_sums(logits, order.values[:, 0], wishes.temperature)
-    ids, is_certain = _pick(order, mass, wishes)
     is_finite = mass.isfinite()
-    for row in torch.split((~is_certain & is_finite).nonzero()[:, 0], _ROWS_IN_CACHE):
-        ids[row] = _pick(leading(logits[row], None), mass[row], wishes.at(row))[0]
+    ids, is_certain = _pick(order, mass, wishes)
+    for blocks in _BLOCKS[1:]:
+        rows = (is_finite & ~is_certain).nonzero()[:, 0]
+        if not len(rows):
+            break
+        ids[rows], is_certain[rows] = _pick(leading(logits[rows], blocks), mass[rows], wishes.at(rows))
     return [int(one) for one in ids.where(is_finite, -1).tolist()]
 
 
@@ -82,19 +80,24 @@ def weight_sums(logits: Tensor, peaks: Tensor, temperature: Tensor) -> Tensor:
     Returns:
         (rows,) float64; NaN where a logit is NaN or plus infinity, or all are minus infinity.
     """
-    scale = temperature.clamp(min=_LEAST_TEMPERATURE).reciprocal().float()[:, None]
-    rows = _ROWS_IN_CACHE if logits.device.type == "cpu" else max(1, len(logits))
-    pieces = zip(*(torch.split(part, rows) for part in (logits, peaks[:, None], scale)), strict=True)
-    return torch.cat(
-        [piece.sub(peak).mul_(factor).exp_().sum(1, dtype=torch.float64) for piece, peak, factor in pieces]
-    )
+    scale = temperature.clamp(min=_LEAST_TEMPERATURE).reciprocal().float()
+    if logits.device.type != "cpu":
+        return (logits - peaks[:, None]).mul_(scale[:, None]).exp_().sum(1, dtype=torch.float64)
+    # Row by row, what is needed in between stays in the processor's cache; NumPy's float32 maths is the quicker one.
+    sums, room = np.empty(len(logits)), np.empty(logits.shape[1], dtype=np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for place, (row, peak, factor) in enumerate(zip(logits.numpy(), peaks.numpy(), scale.numpy(), strict=True)):
+            np.subtract(row, peak, out=room)
+            np.exp(np.multiply(room, factor, out=room), out=room)
+            sums[place] = room.sum()
+    return torch.from_numpy(sums)
 
 
 def _pick(order: Leading, mass: Tensor, wishes: Wishes) -> tuple[Tensor, Tensor]:
     """Draw from the beginning of the order.
 
     Args:
-        order: the first n tokens of each row, of which `certain` are known to be the first.
+        order: the first n tokens of each row, of which `counts` are given.
         mass: (rows,) sum of all weights, where the likeliest token weighs 1.
         wishes: what is drawn from.
 
@@ -105,9 +108,9 @@ def _pick(order: Leading, mass: Tensor, wishes: Wishes) -> tuple[Tensor, Tensor]
     temperature = wishes.temperature.clamp(min=_LEAST_TEMPERATURE)[:, None]
     weights = ((order.values - order.values[:, :1]).double() / temperature).exp_()
     places = torch.arange(count, device=weights.device)
-    weights.masked_fill_(places >= order.certain[:, None], 0.0)
+    weights.masked_fill_(places >= order.counts[:, None], 0.0)
     sums = weights.cumsum(1)
-    whole, certain = order.is_whole, order.certain.double()
+    whole, certain = order.is_whole, order.counts.double()
 
     # How many tokens each filter keeps; without bound where that is more than what is certain.
     by_k = wishes.top_k.where(wishes.top_k > 0, torch.inf)

@@ -22,15 +22,15 @@ class Leading:
     """The beginning of each row's descending order.
 
     Attributes:
-        values: (rows, n) float32, descending.
+        values: (rows, n) float32, descending; minus infinity where a row has fewer.
         ids: (rows, n) int64, their places in the row; equal values have ascending ids.
-        certain: (rows,) int64, how many of them are surely the first of the whole row.
+        counts: (rows,) int64, how many of them there are.
         is_whole: (rows,) bool, whether nothing else in the row is above minus infinity.
     """
 
     values: Tensor
     ids: Tensor
-    certain: Tensor
+    counts: Tensor
     is_whole: Tensor
 
 
@@ -38,26 +38,41 @@ def leading(rows: Tensor, blocks: int | None) -> Leading:
     """Return the beginning of the order of each row of `rows` (rows, V), float32.
 
     Args:
-        rows: the numbers; none of them NaN, or the row's order means nothing.
-        blocks: how many blocks to sort, at least one more than the numbers that are wanted; None sorts all.
+        rows: the numbers; a row that holds NaN gives anything.
+        blocks: how many blocks to look into, which gives one number less at least, unless there are equal ones; None
+            sorts all.
     """
     count, size = rows.shape
     width = size // _BLOCK
     if blocks is None or 2 * blocks >= width:
-        ids = torch.arange(size, device=rows.device).expand(count, size)
-        values, bound = rows, torch.full((count,), -torch.inf, device=rows.device)
-    else:
-        maxima = rows[:, : width * _BLOCK].view(count, _BLOCK, width).amax(1)
-        found = maxima.topk(blocks, dim=1, sorted=False)
-        bound = found.values.amin(1)
-        # In ascending order, so that a stable sort leaves equal values in the order of their ids.
-        members = torch.arange(_BLOCK, device=rows.device)[:, None] * width
-        inside = (found.indices.sort(1).values[:, None, :] + members).flatten(1)
-        behind = torch.arange(width * _BLOCK, size, device=rows.device).expand(count, -1)
-        ids = torch.cat([inside, behind], 1)
-        values = rows.gather(1, ids)
-    values, ids = _descending(values, ids)
-    return Leading(values, ids, (values > bound[:, None]).sum(1), bound == -torch.inf)
+        values, ids = _descending(rows, torch.arange(size, device=rows.device).expand(count, size))
+        counts = (values > -torch.inf).sum(1)
+        return Leading(values, ids, counts, torch.ones_like(counts, dtype=torch.bool))
+    maxima = rows[:, : width * _BLOCK].view(count, _BLOCK, width).amax(1)
+    found = maxima.topk(blocks, dim=1, sorted=False)
+    bound = found.values.amin(1)
+    # In ascending order, so that a stable sort leaves equal values in the order of their ids.
+    members = torch.arange(_BLOCK, device=rows.device)[:, None] * width
+    inside = (found.indices.sort(1).values[:, None, :] + members).flatten(1)
+    behind = torch.arange(width * _BLOCK, size, device=rows.device).expand(count, -1)
+    ids = torch.cat([inside, behind], 1)
+    values = rows.gather(1, ids)
+    is_leading = values > bound[:, None]
+    counts = is_leading.sum(1)
+    values, ids = _descending(*_packed(values, ids, is_leading, counts))
+    return Leading(values, ids, counts, bound == -torch.inf)
+
+
+def _packed(values: Tensor, ids: Tensor, is_kept: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep some of each row's values and ids (rows, n), in order; rows are filled up with minus infinity."""
+    rows, columns = is_kept.nonzero(as_tuple=True)
+    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    longest = max(1, int(counts.max()))
+    packed = values.new_full((len(values), longest), -torch.inf)
+    packed[rows, places] = values[rows, columns]
+    packed_ids = ids.new_zeros(packed.shape)
+    packed_ids[rows, places] = ids[rows, columns]
+    return packed, packed_ids
 
 
 def _descending(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -141,7 +141,7 @@ def _own_logits(logits: Tensor, rows: Sequence[int], samplers: Sequence[Sampler]
     kept = logits[torch.tensor(rows, device=logits.device)]
     most = max(samplers[row].spec.top_logprobs for row in rows)
     order = leading(kept, most + 1)
-    if bool(((order.certain < most) & ~order.is_whole).any()):  # many equal ones
+    if bool(((order.counts < most) & ~order.is_whole).any()):  # many equal ones
         order = leading(kept, None)
     peaks = order.values[:, 0]
     ones = torch.ones(len(rows), dtype=torch.float64, device=logits.device)
