@@ -31,6 +31,8 @@ _MOST_HELD = 4096
 _MOST_HELD_WITH_LOGPROBS = 256
 #: What is written is on the disk after this long. (A process that is killed loses nothing that it has written.)
 _SYNC_SECONDS = 1.0
+#: What stands behind these digits is rounding, and depends on what else was computed at the time.
+_LOGPROB_DIGITS = 5
 #: Prompts are checked in silence if there are few.
 _CHECKED_AT_ONCE = 512
 
@@ -260,7 +262,9 @@ def _line(number: int, answers: int, row: AskedRow, completion: Completion) -> d
 
 
 def _token(token: TokenLogprob) -> dict[str, Any]:
-    facts: dict[str, Any] = {"token": token.text, "logprob": token.logprob}
+    facts: dict[str, Any] = {"token": token.text, "logprob": round(token.logprob, _LOGPROB_DIGITS)}
     if token.top:
-        facts["top_logprobs"] = [{"token": text, "logprob": logprob} for _, text, _, logprob in token.top]
+        facts["top_logprobs"] = [
+            {"token": text, "logprob": round(logprob, _LOGPROB_DIGITS)} for _, text, _, logprob in token.top
+        ]
     return facts
