@@ -8,6 +8,7 @@ followed by the reply as the template writes it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,9 @@ _FIXED_DATE = (
     + "".join(f" | replace('{code}', '{text}')" for code, text in _TODAY.items())
     + " }}{% endmacro %}\n"
 )
+
+#: What a template raises when it can't write a conversation.
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
 class Script:
@@ -63,27 +67,20 @@ class Script:
         """
         where = str(conversation.place) if conversation.place else None
         tools = [self._plain_json(tool, self._special_names) for tool in conversation.tools]
-        shown = template_messages([self._plain(m) for m in messages], tools, native_tools=self._native_tools)
+        plain = [self._plain(message) for message in messages]
         try:
-            text = str(
-                self._tokenizer.apply_chat_template(
-                    shown,
-                    tools=tools if tools and self._native_tools else None,
-                    chat_template=self._template,
-                    add_generation_prompt=opening,
-                    tokenize=False,
-                    # Templates of reasoning models open the turn with an empty thought, so that the answer follows.
-                    enable_thinking=False,
-                )
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise DataError(
-                f"The base's chat template refuses this conversation: {error}",
-                where=where,
-                fix="Follow the order of turns that this base was made for (most want system, then user and assistant "
-                "in turn), or choose another base.",
-                code="template_refuses",
-            ) from error
+            text = self._apply(plain, tools, opening=opening)
+        except _REFUSALS as error:
+            try:
+                text = self._apply([_with_short_ids(message) for message in plain], tools, opening=opening)
+            except _REFUSALS:
+                raise DataError(
+                    f"The base's chat template refuses this conversation: {error}",
+                    where=where,
+                    fix="Follow the order of turns that this base was made for (most want system, then user and "
+                    "assistant in turn), or choose another base.",
+                    code="template_refuses",
+                ) from error
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -94,6 +91,19 @@ class Script:
                 code="invalid_unicode",
             ) from error
         return text
+
+    def _apply(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, opening: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                template_messages(messages, tools, native_tools=self._native_tools),
+                tools=tools if tools and self._native_tools else None,
+                chat_template=self._template,
+                add_generation_prompt=opening,
+                tokenize=False,
+                # Templates of reasoning models open the turn with an empty thought, so that the answer follows.
+                enable_thinking=False,
+            )
+        )
 
     def until_end(self, text: str) -> str:
         """Return `text` up to the name of the first end-of-turn token in it."""
@@ -198,6 +208,19 @@ class Writing:
         """Return what the template writes before the words of reply `turn` once it is there."""
         messages = [*self._messages[:turn], Message("assistant", _REPLY)]
         return self._script.write(self._conversation, messages, opening=False).partition(_REPLY)[0]
+
+
+def _with_short_ids(message: Message) -> Message:
+    """Return the message with the ids of its calls as nine letters and digits: Mistral's template takes no others."""
+
+    def short(call_id: str) -> str:
+        return hashlib.sha256(call_id.encode(errors="replace")).hexdigest()[:9]
+
+    return replace(
+        message,
+        tool_calls=tuple(replace(call, id=short(call.id)) for call in message.tool_calls),
+        tool_call_id=None if message.tool_call_id is None else short(message.tool_call_id),
+    )
 
 
 def _broken(text: str, names: Sequence[str]) -> str:
