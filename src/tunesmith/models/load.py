@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tunesmith.errors import ModelError
 from tunesmith.models.quantised import Nf4, quantise_linears
@@ -100,6 +100,48 @@ def load_base(
         end_of_turn_ids=_end_of_turn_ids(model, tokenizer),
         family=str(model.config.model_type),
         quantisation=quantisation,
+    )
+
+
+def describe_base(source: BaseSource, dtype: DtypeName = "auto") -> LoadedModel:
+    """Return what `load_base` does, without the weights: for those whose weights another process holds.
+
+    The model lies on the device `meta`: its layers have names and shapes, and can't compute.
+
+    Args:
+        source: what `resolve_base` found.
+        dtype: number format that it is used in; see `choose_dtype`.
+
+    Raises:
+        ModelError: the architecture isn't a decoder that transformers knows.
+    """
+    number_format = choose_dtype(dtype, default_device())
+    with quiet_libraries():
+        tokenizer = load_tokenizer(source.folder)
+        try:
+            config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=number_format, trust_remote_code=False)
+            if (source.folder / "generation_config.json").exists():
+                model.generation_config = GenerationConfig.from_pretrained(source.folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(
+                f"This model's architecture isn't known: {_first_line(error)}",
+                where=str(source.folder),
+                fix="Check that it is a text-generating decoder that the installed transformers release supports.",
+                code="unsupported_model",
+            ) from error
+    model.requires_grad_(False)
+    model.eval()
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        source=source,
+        dtype=number_format,
+        device=torch.device("meta"),
+        context_tokens=_context_tokens(model.config, tokenizer),
+        end_of_turn_ids=_end_of_turn_ids(model, tokenizer),
+        family=str(model.config.model_type),
     )
 
 

@@ -1,0 +1,75 @@
+"""LoRA adapters that vLLM reads and computes itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import ModelError
+from tunesmith.generate.vllm.server import lora_rank
+from tunesmith.models.adapters.served import ServedAdapter
+
+_FIX = "Use the backend torch for this model."
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterFiles(ServedAdapter):
+    """An adapter as its files: this process holds none of its layers.
+
+    Attributes:
+        folder: adapter_config.json and adapter_model.safetensors, as PEFT writes them.
+        rank: the largest of its layers' ranks.
+    """
+
+    folder: Path
+    rank: int
+
+
+def adapter_files(folder: Path) -> AdapterFiles:
+    """Return the adapter in a folder, for vLLM.
+
+    Raises:
+        ModelError: see `adapter_rank`.
+    """
+    return AdapterFiles({}, folder, adapter_rank(folder))
+
+
+def adapter_rank(folder: Path) -> int:
+    """Return the largest rank of an adapter in PEFT's form.
+
+    Args:
+        folder: adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+        ModelError: the configuration can't be read (`code="broken_adapter"`), or vLLM computes no such adapter
+            (`"unsupported_adapter"`).
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_bytes())
+        rank = max(int(config["r"]), *map(int, (config.get("rank_pattern") or {0: 0}).values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            "The adapter's configuration can't be read.",
+            where=str(folder / "adapter_config.json"),
+            fix="Bring it back from a backup, or train the model again.",
+            code="broken_adapter",
+        ) from error
+    for setting, words in (
+        ("use_dora", "is a DoRA"),
+        ("modules_to_save", "replaces whole modules"),
+        ("lora_bias", "has biases of its own"),
+    ):
+        if config.get(setting):
+            raise ModelError(
+                f"This adapter {words}, and vLLM can't compute such adapters.",
+                where=str(folder),
+                fix=_FIX,
+                code="unsupported_adapter",
+            )
+    try:
+        lora_rank(rank)
+    except ModelError as error:
+        raise ModelError(error.message, where=str(folder), fix=_FIX, code=error.code) from error
+    return rank

@@ -1,0 +1,287 @@
+"""Answers through a vLLM server: the same tokens go in as into the torch engine, the same text is made of what comes.
+
+Rendering, the growth of the text, stop texts and the ends of turns are the generator's own; vLLM computes and chooses.
+"""
+
+from __future__ import annotations
+
+import http
+import queue
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tunesmith.chat.renderer import ChatRenderer
+from tunesmith.errors import ModelError, RequestError, TunesmithError
+from tunesmith.generate.answer import Answer
+from tunesmith.generate.decoder import Decoder, DecoderStatus, unknown_adapter
+from tunesmith.generate.request import Delta, Request, Score, ScoreDone, ScoreRequest
+from tunesmith.generate.sampling import Choice
+from tunesmith.generate.vllm.adapters import AdapterFiles
+from tunesmith.generate.vllm.calls import completion_body, continuation_scores, score_body
+from tunesmith.generate.vllm.client import Event, Failure, Result, Tokens
+from tunesmith.generate.vllm.environment import VllmEnvironment, find_environment
+from tunesmith.generate.vllm.running import RunningServer
+from tunesmith.generate.vllm.server import ServerSettings, lora_rank
+from tunesmith.models.adapters.served import ServedAdapter
+from tunesmith.models.load import LoadedModel
+from tunesmith.models.size import model_size
+
+#: How long a step waits for something to come in.
+_WAIT_SECONDS = 0.02
+#: Requests that vLLM has at once, by the size of its batch: it never waits for the next one.
+_BATCHES_AHEAD = 2
+#: vLLM keeps keys and values in blocks of up to this many tokens, and one block is never used.
+_BLOCK_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class VllmLimits:
+    """Bounds of a server.
+
+    Attributes:
+        max_batch: answers computed side by side.
+        max_cache_tokens: tokens whose keys and values are held.
+        max_adapters: adapters in one batch and in memory; vLLM loads others again when they are asked for. 0: none at
+            all, which is faster.
+        max_adapter_rank: the largest rank among them.
+    """
+
+    max_batch: int = 32
+    max_cache_tokens: int = 131_072
+    max_adapters: int = 0
+    max_adapter_rank: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A request with what becomes of it: `answer` grows, or a score is asked for."""
+
+    request: Request | ScoreRequest
+    answer: Answer | None
+
+
+class VllmDecoder(Decoder):
+    """Decodes with a vLLM server of its own. One thread at a time may use it; `close` ends the server.
+
+    A server that ends by itself is started again, a few times: answers that it was giving end with an error, those that
+    wait go on. It never outlives this process, however that ends.
+
+    Args:
+        loaded: the base; its weights aren't needed, see `load.describe_base`.
+        renderer: decodes tokens and knows which ones end a turn.
+        limits: of the server.
+        environment: where vLLM is installed; by default what `TUNESMITH_VLLM_PYTHON` names.
+
+    Raises:
+        ModelError: vLLM isn't there, or doesn't start with this model.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        renderer: ChatRenderer,
+        limits: VllmLimits | None = None,
+        environment: VllmEnvironment | None = None,
+    ) -> None:
+        limits = limits or VllmLimits()
+        if loaded.quantisation is not None:
+            raise ModelError(
+                "The backend vllm doesn't keep weights in 4 bits as they were when this model was trained.",
+                where=loaded.source.name,
+                fix="Use the backend torch for this model.",
+                code="unsupported_model",
+            )
+        super().__init__(loaded, renderer, limits.max_cache_tokens)
+        self._limits = limits
+        token_bytes = model_size(loaded.source.folder).cache_bytes_per_token(loaded.dtype)
+        settings = ServerSettings(
+            folder=loaded.source.folder,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            context_tokens=self._most_tokens,
+            # Besides what is asked for: each answer's last block is half empty.
+            cache_bytes=token_bytes * (limits.max_cache_tokens + _BLOCK_TOKENS * (limits.max_batch + 1)),
+            max_batch=limits.max_batch,
+            max_adapters=limits.max_adapters,
+            max_adapter_rank=limits.max_adapter_rank,
+        )
+        self._jobs: dict[int, _Job] = {}
+        self._waiting: deque[int] = deque()
+        self._flying: set[int] = set()
+        self._is_suspect = False
+        self._server = RunningServer(settings, environment or find_environment())
+        self._end = weakref.finalize(self, self._server.stop)
+        try:
+            self._server.wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the server. Twice is fine."""
+        self._end()
+
+    @property
+    def has_work(self) -> bool:
+        """See `Decoder`."""
+        return bool(self._jobs)
+
+    @property
+    def status(self) -> DecoderStatus:
+        """See `Decoder`; vLLM keeps its pages to itself."""
+        return DecoderStatus(running=len(self._flying), waiting=len(self._waiting))
+
+    def cancel(self, request_id: int) -> None:
+        """See `Decoder`; vLLM stops computing when its stream is closed."""
+        if self._jobs.pop(request_id, None) is None:
+            return
+        if request_id in self._flying:
+            self._flying.discard(request_id)
+            self._server.client.cancel(request_id)
+        else:
+            self._waiting.remove(request_id)
+
+    def add_adapter(self, name: str, adapter: ServedAdapter) -> None:
+        """See `Decoder`; vLLM reads the adapter's folder itself."""
+        if name in self._adapters:
+            raise ModelError(f"There is an adapter {name!r} already.", fix="Remove it first.", code="known_adapter")
+        if not self._limits.max_adapters or not isinstance(adapter, AdapterFiles):
+            raise ModelError(
+                "This decoder was made without room for adapters from files.", where=name, code="unsupported_adapter"
+            )
+        most = lora_rank(self._limits.max_adapter_rank)
+        if adapter.rank > most:
+            raise ModelError(
+                f"The adapter's rank is {adapter.rank}; vLLM was started for ranks up to {most}.",
+                where=name,
+                fix="Open this model by itself, or use the backend torch.",
+                code="unsupported_adapter",
+            )
+        self._server.load_adapter(name, adapter.folder)
+        self._adapters[name] = adapter
+
+    def remove_adapter(self, name: str) -> None:
+        """See `Decoder`."""
+        if name not in self._adapters:
+            raise unknown_adapter(name)
+        if any(job.request.adapter == name for job in self._jobs.values()):
+            raise ModelError(f"The adapter {name!r} is in use.", fix="Wait for its answers.", code="adapter_in_use")
+        del self._adapters[name]
+        self._server.unload_adapter(name)
+
+    def step(self) -> list[Delta | ScoreDone]:
+        """See `Decoder`: send what waits, then wait briefly for what comes in."""
+        if not self._jobs:
+            return []
+        try:
+            if self._is_suspect:
+                failure = self._server.failure("vLLM failed while it was answering.")
+                has_restarted = self._server.revive()
+                self._is_suspect = False
+                if has_restarted and self._flying:
+                    return self._fail(self._flying, failure)
+            is_ready = self._server.is_ready()
+        except ModelError as error:
+            # The next request tries again, as far as the limits allow.
+            self._is_suspect = True
+            return self._fail(self._jobs, error)
+        while is_ready and self._waiting and len(self._flying) < _BATCHES_AHEAD * self._limits.max_batch:
+            self._send(self._waiting.popleft())
+        return [told for event in self._arrived() for told in self._take(event)]
+
+    def _queue_answer(self, request: Request, answer: Answer) -> None:
+        self._jobs[answer.request_id] = _Job(request, answer)
+        self._waiting.append(answer.request_id)
+
+    def _queue_score(self, request_id: int, request: ScoreRequest) -> None:
+        self._jobs[request_id] = _Job(request, None)
+        self._waiting.append(request_id)
+
+    def _send(self, request_id: int) -> None:
+        request = self._jobs[request_id].request
+        model = self._server.model_name(request.adapter)
+        self._flying.add(request_id)
+        if isinstance(request, ScoreRequest):
+            self._server.client.call(request_id, score_body(model, request.prompt_ids, request.continuation_ids))
+            return
+        limit = min(request.sampling.max_completion_tokens, self._most_tokens - len(request.prompt_ids))
+        body = completion_body(model, request.prompt_ids, request.sampling, limit_tokens=limit, end_ids=self._end_ids)
+        self._server.client.stream(request_id, body)
+
+    def _arrived(self) -> list[Event]:
+        """Return what has come in, after a short wait if nothing has."""
+        events: list[Event] = []
+        try:
+            events.append(self._server.client.events.get(timeout=_WAIT_SECONDS))
+            while True:
+                events.append(self._server.client.events.get_nowait())
+        except queue.Empty:
+            return events
+
+    def _take(self, event: Event) -> list[Delta | ScoreDone]:
+        """Return what an event tells; nothing of requests that were cancelled."""
+        job = self._jobs.get(event.key)
+        if job is None:
+            return []
+        match event:
+            case Failure():
+                return [self._failed(event.key, self._error(event, job.request))]
+            case Tokens():
+                assert job.answer is not None
+                return self._grown(event, job.answer)
+            case Result():
+                assert isinstance(job.request, ScoreRequest)
+                self._forget(event.key)
+                found = event.body["choices"][0]["prompt_logprobs"]
+                return [ScoreDone(event.key, Score(*continuation_scores(found, job.request.continuation_ids)))]
+
+    def _grown(self, event: Tokens, answer: Answer) -> list[Delta | ScoreDone]:
+        """Let an answer grow by what came."""
+        deltas: list[Delta | ScoreDone] = []
+        for choice in event.choices:
+            delta = answer.take(choice)
+            deltas.append(delta)
+            if delta.completion is not None:
+                self.cancel(event.key)  # vLLM may not know yet: stop texts are found here
+                return deltas
+        if event.is_last:
+            error = TunesmithError("vLLM ended an answer before its end.", code="vllm_failed")
+            deltas.append(self._failed(event.key, error))
+        return deltas
+
+    def _failed(self, request_id: int, error: TunesmithError) -> Delta:
+        """End a request with an error.
+
+        Raises:
+            TunesmithError: it asked for a score, which can't tell of an error.
+        """
+        job = self._jobs[request_id]
+        self._forget(request_id)
+        if job.answer is None:
+            raise error
+        return job.answer.take(Choice(0, error=error))
+
+    def _fail(self, request_ids: Iterable[int], error: TunesmithError) -> list[Delta | ScoreDone]:
+        return [self._failed(request_id, error) for request_id in list(request_ids)]
+
+    def _forget(self, request_id: int) -> None:
+        del self._jobs[request_id]
+        if request_id in self._flying:
+            self._flying.discard(request_id)
+        else:
+            self._waiting.remove(request_id)
+
+    def _error(self, failure: Failure, request: Request | ScoreRequest) -> TunesmithError:
+        """Return what a failure means: the request is to blame, or the server."""
+        if failure.status in (http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.UNPROCESSABLE_ENTITY):
+            has_form = isinstance(request, Request) and request.sampling.output is not None
+            return RequestError(
+                f"vLLM refuses this request: {failure.message}",
+                fix="Ask for another form, or for free text." if has_form else "Change its settings.",
+                code="unsupported_form" if has_form else "invalid_request",
+            )
+        self._is_suspect = True
+        error = self._server.failure("vLLM failed while it was answering.")
+        error.problems = (failure.message, *error.problems)
+        return error
