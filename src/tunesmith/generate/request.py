@@ -12,12 +12,14 @@ from tunesmith.specs.generation import SamplingSpec
 class Request:
     """One answer to one prompt; `sampling.n` answers are that many requests, see `expand`.
 
-    `adapter` names one that the decoder was given; None: the model as it was loaded.
+    `adapter` names one that the decoder was given; None: the model as it was loaded. `shown_ids` are special tokens that
+    stay in the answer's text: marks of tool calls.
     """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingSpec
     adapter: str | None = None
+    shown_ids: frozenset[int] = frozenset()
 
     def expand(self) -> list[Request]:
         """Return one request for each of the `n` answers; a given seed is counted up."""

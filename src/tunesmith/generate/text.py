@@ -13,10 +13,14 @@ class TextStream:
     Args:
         renderer: knows the tokens' bytes.
         stop: texts that end the answer; neither they nor what follows them is given out. Empty ones end nothing.
+        shown_ids: special tokens that are part of the text, by their names.
     """
 
-    def __init__(self, renderer: ChatRenderer, stop: tuple[str, ...]) -> None:
+    def __init__(
+        self, renderer: ChatRenderer, stop: tuple[str, ...], shown_ids: frozenset[int] = frozenset()
+    ) -> None:
         self._renderer = renderer
+        self._hidden_ids = renderer.special_ids - shown_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._drops_space = renderer.drops_first_space
         self._stop = tuple(filter(None, stop))
@@ -26,7 +30,7 @@ class TextStream:
 
     def add(self, token_id: int) -> str:
         """Take in a token; return the text that is now certain."""
-        if token_id in self._renderer.special_ids:
+        if token_id in self._hidden_ids:
             return ""
         added = self._renderer.token_bytes(token_id)
         if added and self._drops_space:
