@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,6 +94,54 @@ def test_what_is_asked_is_what_the_engine_is_told(temperature, top_p, n, limit, 
     assert abs(sampling.top_p - top_p) <= 1e-6
     assert sampling.max_completion_tokens == min(limit, 1_000_000)
     assert sampling.stop == ((stop,) if isinstance(stop, str) else tuple(stop or ()))
+
+
+@given(
+    presence=st.floats(-2, 2),
+    frequency=st.integers(-2, 2),
+    repetition=st.floats(0.1, 10),
+    top_k=st.integers(-1, 2**70),
+    min_p=st.floats(0, 1),
+    ignore_eos=st.booleans(),
+    bias=st.dictionaries(st.integers(0, 2**31), st.floats(-100, 100) | st.integers(-100, 100), max_size=5),
+)
+def test_what_changes_the_odds_is_passed_on(presence, frequency, repetition, top_k, min_p, ignore_eos, bias):
+    asked = {"presence_penalty": presence, "frequency_penalty": frequency, "repetition_penalty": repetition,
+             "min_p": min_p, "ignore_eos": ignore_eos}  # fmt: skip
+    written = {**asked, "top_k": top_k, "logit_bias": {str(token): value for token, value in bias.items()}}
+    _, sampling = understand(
+        json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hi"}]} | written).encode()
+    )
+    assert {name: getattr(sampling, name) for name in asked} == asked
+    assert sampling.top_k == max(0, top_k) and sampling.logit_bias == bias
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param", "code", "words"),
+    [
+        ("frequency_penalty", 2.5, "frequency_penalty", "decimal_above_max_value", "<= 2"),
+        ("presence_penalty", -3, "presence_penalty", "decimal_below_min_value", ">= -2"),
+        ("presence_penalty", True, "presence_penalty", "invalid_type", "a decimal"),
+        ("repetition_penalty", 0, "repetition_penalty", "decimal_below_min_value", "> 0"),
+        ("top_k", 1.5, "top_k", "invalid_type", "an integer"),
+        ("min_p", 2, "min_p", "decimal_above_max_value", "<= 1"),
+        ("ignore_eos", 1, "ignore_eos", "invalid_type", "a boolean"),
+        ("logit_bias", [1], "logit_bias", "invalid_type", "an object"),
+        ("logit_bias", {"5": 101}, "logit_bias.5", "decimal_above_max_value", "<= 100"),
+        ("logit_bias", {"5": "1"}, "logit_bias.5", "invalid_type", "a decimal"),
+        ("logit_bias", {"the": 1}, "logit_bias", "invalid_value", "'the'"),
+        ("logit_bias", {"05": 1}, "logit_bias", "invalid_value", "id of a token"),
+        ("logit_bias", {"-1": 1}, "logit_bias", "invalid_value", "id of a token"),
+        ("logit_bias", dict.fromkeys(map(str, range(1025)), 1), "logit_bias", "object_above_max_length", "1024"),
+    ],
+)
+def test_a_wrong_field_is_named(field, value, param, code, words):
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], field: value}
+    with pytest.raises(RequestError) as refused:
+        understand(json.dumps(body).encode())
+    told = wire_error(refused.value)
+    assert (told.status, told.body["error"]["param"], told.body["error"]["code"]) == (400, param, code)
+    assert words in told.message
 
 
 def test_what_is_left_out_has_openais_defaults():

@@ -19,6 +19,11 @@ from tunesmith.specs.generation import SamplingSpec
 SAMPLING_FLAGS = {
     "temperature": "--temperature",
     "top_p": "--top-p",
+    "top_k": "--top-k",
+    "min_p": "--min-p",
+    "presence_penalty": "--presence-penalty",
+    "frequency_penalty": "--frequency-penalty",
+    "repetition_penalty": "--repetition-penalty",
     "max_completion_tokens": "--max-completion-tokens",
     "stop": "--stop",
     "seed": "--seed",

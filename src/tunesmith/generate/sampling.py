@@ -21,6 +21,9 @@ from tunesmith.generate.leading import leading
 from tunesmith.generate.logit_edits import Edits, TokenCounts, apply_edits, forbid
 from tunesmith.specs.generation import SamplingSpec
 
+#: A top-k above every vocabulary.
+_ALL = 2**40
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -75,7 +78,7 @@ class Sampler:
     def wish(self) -> tuple[float, float, float, float, float]:
         """Return a row of `Wishes`, with the next uniform number."""
         spec = self.spec
-        return spec.temperature, float(spec.top_k), spec.top_p, spec.min_p, self._random.random()
+        return spec.temperature, float(min(spec.top_k, _ALL)), spec.top_p, spec.min_p, self._random.random()
 
     def accept(self, token_id: int) -> None:
         """Go on with a token of the answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,10 +29,13 @@ _EXPECTED = {
     "none_required": "null",
 }
 _BOUNDS = {
+    "greater_than": ("gt", "below_min_value", "below minimum", ">"),
     "greater_than_equal": ("ge", "below_min_value", "below minimum", ">="),
     "less_than_equal": ("le", "above_max_value", "above maximum", "<="),
     "less_than": ("lt", "above_max_value", "above maximum", "<"),
 }
+
+_TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")
 
 
 def read_chat_request(body: bytes) -> ChatRequest:
@@ -88,6 +92,7 @@ def _check_together(request: ChatRequest) -> None:
             "'stream_options' is only allowed when 'stream' is true.", code="invalid_value", param="stream_options"
         )
     _check_stop(request.stop)
+    _check_logit_bias(request.logit_bias)
     if request.tool_choice not in (None, "none", "auto"):
         raise unsupported("tool_choice", "'tool_choice' can only be 'none' or 'auto' on this server.")
 
@@ -111,6 +116,21 @@ def _check_stop(stop: Any) -> None:
         )
     if "" in texts:
         raise RequestError("Invalid 'stop': a stop text can't be empty.", code="empty_string", param="stop")
+
+
+def _check_logit_bias(biases: dict[str, float]) -> None:
+    """Refuse keys that can't be token ids.
+
+    Raises:
+        RequestError: one isn't a number as JSON writes it.
+    """
+    for key in biases:
+        if not _TOKEN_ID.fullmatch(key):
+            raise RequestError(
+                f"Invalid key in 'logit_bias': '{key[:100]}'. Expected the id of a token.",
+                code="invalid_value",
+                param="logit_bias",
+            )
 
 
 def _invalid(found: ErrorDetails) -> RequestError:
@@ -150,9 +170,10 @@ def _invalid(found: ErrorDetails) -> RequestError:
             f"Invalid '{param}': empty {what}. Expected at least one element.", code=f"empty_{what}", param=param
         )
     if kind == "too_long":
+        what = "object" if isinstance(value, dict) else "array"
         return RequestError(
-            f"Invalid '{param}': array too long. Expected at most {found['ctx']['max_length']} elements.",
-            code="array_above_max_length",
+            f"Invalid '{param}': {what} too long. Expected at most {found['ctx']['max_length']} elements.",
+            code=f"{what}_above_max_length",
             param=param,
         )
     return RequestError(f"Invalid '{param}': {found['msg']}.", code="invalid_value", param=param)

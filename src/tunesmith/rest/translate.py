@@ -52,6 +52,13 @@ def sampling_of(request: ChatRequest, default_max_tokens: int) -> SamplingSpec:
     return SamplingSpec(
         temperature=request.temperature,
         top_p=max(request.top_p, _LEAST_TOP_P),
+        top_k=max(request.top_k, 0),
+        min_p=request.min_p,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
+        ignore_eos=request.ignore_eos,
         max_completion_tokens=min(limit, _MOST_TOKENS),
         stop=request.stop_texts,
         seed=request.seed,

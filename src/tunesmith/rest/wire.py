@@ -6,7 +6,7 @@ here and are accepted, so that programs written for the hosted service run uncha
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,9 +20,6 @@ IGNORED = frozenset(
 
 #: Fields that would change the answer and that this server doesn't have; each with the values that change nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "store": (False,),
@@ -34,6 +31,9 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "moderation": (),
 }
+
+
+_Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
 class _Wire(BaseModel):
@@ -109,6 +109,14 @@ class ChatRequest(_Wire):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
+    presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
+    logit_bias: dict[str, _Bias] = Field(default_factory=dict, max_length=1024)
+    # vLLM's, which OpenAI's client sends as `extra_body`; a top-k of -1 means all tokens there.
+    top_k: int = Field(0, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    repetition_penalty: float = Field(1.0, gt=0, le=10, allow_inf_nan=False)
+    ignore_eos: bool = False
     stream: bool = False
     stream_options: WireStreamOptions | None = None
     tools: list[WireTool] = Field(default_factory=list, max_length=128)
