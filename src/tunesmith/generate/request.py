@@ -12,8 +12,8 @@ from tunesmith.specs.generation import SamplingSpec
 class Request:
     """One answer to one prompt; `sampling.n` answers are that many requests, see `expand`.
 
-    `adapter` names one that the decoder was given; None: the model as it was loaded. `shown_ids` are special tokens that
-    stay in the answer's text: marks of tool calls.
+    `adapter` names one that the decoder was given; None: the model as it was loaded. `shown_ids` are special tokens
+    that stay in the answer's text: marks of tool calls.
     """
 
     prompt_ids: tuple[int, ...]
