@@ -109,6 +109,24 @@ def test_each_learnt_turn_is_learnt_once_behind_the_prompt_that_serving_sees(fam
     assert found == [m for m in conversation.messages if m.is_learnt]
 
 
+@settings(max_examples=120, deadline=None)
+@given(st.one_of(_FAMILY, st.just("sentencepiece")), conversations(), _WORDS)
+def test_prompt_and_continuation_are_what_training_sees(family, conversation, reply):
+    r, messages = (
+        renderer(family) if family != "sentencepiece" else sentencepiece_renderer(),
+        conversation.messages[:-1],
+    )
+    if family == "sentencepiece":  # its template knows no system message
+        messages = tuple(message for message in messages if message.role != "system")
+    prompt = Conversation(messages)
+    continuation = r.continuation_ids(prompt, reply)
+    learnt = r.for_training(Conversation((*messages, Message("assistant", reply))))[-1]
+    start = len(r.for_generation(prompt))
+    assert learnt.token_ids[: start + len(continuation)] == r.for_generation(prompt) + continuation
+    assert learnt.learnt[start:] == tuple(t < len(continuation) for t in range(len(learnt.learnt) - start))
+    assert continuation[-1] in r.end_of_turn_ids
+
+
 @settings(max_examples=150, deadline=None)
 @given(_FAMILY, conversations())
 def test_names_of_special_tokens_in_a_text_stay_text(family, conversation):
