@@ -14,7 +14,7 @@ from tiny_models import tiny_model
 from tunesmith.errors import ModelError
 from tunesmith.models.adapters.frozen import weight_of
 from tunesmith.models.adapters.lora import add_lora
-from tunesmith.models.adapters.served import NOT_BESIDE, ServedAdapter, read_served
+from tunesmith.models.adapters.served import NOT_BESIDE, beside, read_served
 from tunesmith.models.resolve import BaseSource
 from tunesmith.models.weights import save_tensors
 from tunesmith.specs.tune import LoraSpec
@@ -42,24 +42,9 @@ def written(family, folder, **settings):
     return folder
 
 
-def by_hand(model: nn.Module, adapter: ServedAdapter):
-    """The base's logits, each adapted layer's output being `g (W x + b a x) + bias`."""
-    hooks = []
-    for name, layer in adapter.layers.items():
-        linear = model.get_submodule(name)
-
-        def correct(module, inputs, output, layer=layer):
-            bias = 0 if module.bias is None else module.bias
-            factors = 1 if layer.factors is None else layer.factors
-            return factors * (output - bias + inputs[0] @ layer.a.T @ layer.b.T) + bias
-
-        hooks.append(linear.register_forward_hook(correct))
-    try:
-        with torch.no_grad():
-            return model(IDS).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
+def tuned_logits(model, adapter):
+    with torch.no_grad(), beside(model, adapter):
+        return model(IDS).logits
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "phi3"])
@@ -72,7 +57,9 @@ def test_it_computes_what_peft_computes(family, variant, tmp_path):
     with torch.no_grad():
         expected, untuned = theirs(IDS).logits, base(IDS).logits
     assert (expected - untuned).abs().max() > 0.01
-    torch.testing.assert_close(by_hand(base, served), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tuned_logits(base, served), expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(base(IDS).logits, untuned)
     assert served.bytes == sum(layer.bytes for layer in served.layers.values()) > 0
 
 
@@ -90,7 +77,7 @@ def test_ranks_and_scales_of_single_layers_are_kept(tmp_path):
     served = read_served(tmp_path, base, torch.float32, CPU)
     assert {layer.a.shape[0] for layer in served.layers.values()} == {2, 3, 4}
     with torch.no_grad():
-        torch.testing.assert_close(by_hand(base, served), theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(tuned_logits(base, served), theirs(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_everything_is_rounded_once_to_the_format_of_the_base(tmp_path):

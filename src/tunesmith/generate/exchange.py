@@ -69,6 +69,9 @@ def exchange(model: PreTrainedModel, step: Step, *, pack: bool, free: bool) -> E
         if name not in found.maps and module not in inner and (is_adaptable(module) or isinstance(module, LoraLinear)):
             found.maps[name] = LinearMap({name: module}, pack=pack)
             _take_over_linear(module, found.maps[name], step)
+    for made in found.maps.values():
+        # Other layers than those with a LoRA, too: an adapter beside the model changes how all of them round.
+        made.may_fuse = not inner
     if free:
         for name, made in found.maps.items():
             plain = model.get_submodule(name)

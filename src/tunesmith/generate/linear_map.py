@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.models.adapters.frozen import weight_of, widths_of
 from tunesmith.models.adapters.lora_layer import LoraLinear
-from tunesmith.models.adapters.served import LowRank, ServedAdapter
+from tunesmith.models.adapters.served import LowRank, ServedAdapter, low_rank_of
 
 #: Rows that oneDNN chooses a layout for; products of 1 to 256 rows were all as fast with this one.
 _TYPICAL_ROWS = 32
@@ -81,20 +81,23 @@ class LinearMap:
     """Linear layers that read the same input, computed as one product, with adapters beside it.
 
     Args:
-        modules: the layers by their dotted names: `nn.Linear`, `Conv1D`, these with a LoRA, or anything that maps rows
-            (weights in 4 bits), which is then called as it is.
+        modules: the layers by their dotted names: `nn.Linear`, `Conv1D`, or anything that maps rows (weights in 4
+            bits), which is then called as it is. What a LoRA in the model adds to one of them is computed as that of
+            an adapter beside it, so that a model says the same before it is saved and when it is served.
         pack: whether copies of the weights may be made.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], *, pack: bool) -> None:
         self.names = tuple(modules)
         self._modules = list(modules.values())
-        self._originals = [original_forward(module) for module in self._modules]
-        self._product = _joined(self._modules, pack=pack)
-        # Of what trained in the model itself: PEFT's form, with the scale folded in.
-        self._own = _own_low_rank(self._modules) if self._product is not None else None
-        self._low_ranks: WeakKeyDictionary[ServedAdapter, LowRank | None] = WeakKeyDictionary()
+        self._originals = [original_forward(_frozen(module)) for module in self._modules]
+        self._bias = _joined_bias([_frozen(module) for module in self._modules])
+        self._product = _joined([_frozen(module) for module in self._modules], self._bias, pack=pack)
         self._widths = [widths_of(_frozen(module))[1] for module in self._modules]
+        self._own = _own_low_rank(self._modules, self._widths)
+        #: Whether oneDNN may go on with the product's result, where nothing has to be added to it before.
+        self.may_fuse = True
+        self._low_ranks: WeakKeyDictionary[ServedAdapter, LowRank | None] = WeakKeyDictionary()
 
     @property
     def product(self) -> Product | None:
@@ -110,7 +113,9 @@ class LinearMap:
 
     def is_bare(self, rows: Sequence[AdapterRows]) -> bool:
         """Whether one packed product is all, so that oneDNN may go on with its result."""
-        return not rows and self._own is None and self._product is not None and self._product.is_packed
+        return (
+            self.may_fuse and not rows and self._own is None and self._product is not None and self._product.is_packed
+        )
 
     def __call__(self, x: Tensor, rows: Sequence[AdapterRows] = ()) -> Tensor:
         """Map (M, in) to (M, outputs of all layers side by side)."""
@@ -120,12 +125,11 @@ class LinearMap:
         else:
             out = self._product(x)
         if self._own is not None:
-            _apply(out, x, self._own, None)
+            _apply(out, x, self._own, self._bias)
         for part in rows:
             low = self._low_rank_of(part.adapter)
             if low is not None:
-                bias = None if self._product is None else self._product.bias
-                _apply_to_rows(out, x, low, bias, part)
+                _apply_to_rows(out, x, low, self._bias, part)
         return out
 
     def added_to(self, residual: Tensor, x: Tensor, rows: Sequence[AdapterRows] = ()) -> Tensor:
@@ -153,23 +157,11 @@ def _frozen(module: nn.Module) -> Any:
     return module.linear if isinstance(module, LoraLinear) else module
 
 
-def _joined(modules: Sequence[nn.Module], *, pack: bool) -> Product | None:
-    """Return one product for all modules, or None if one of them isn't a plain linear layer, perhaps with a LoRA."""
-    layers = []
-    for module in modules:
-        layer = _frozen(module)
-        if type(layer) not in (nn.Linear, Conv1D) or (len(modules) > 1 and not pack):
-            return None
-        if isinstance(module, LoraLinear) and (module.magnitude is not None or module.initial is not None):
-            return None
-        layers.append(layer)
+def _joined(layers: Sequence[Any], bias: Tensor | None, *, pack: bool) -> Product | None:
+    """Return one product for all layers, or None if one of them isn't a plain linear one."""
+    if any(type(layer) not in (nn.Linear, Conv1D) for layer in layers) or (len(layers) > 1 and not pack):
+        return None
     weights = [weight_of(layer) for layer in layers]
-    biases = [layer.bias for layer in layers]
-    bias = None
-    if any(b is not None for b in biases):
-        bias = torch.cat(
-            [w.new_zeros(len(w)) if b is None else b.detach() for w, b in zip(weights, biases, strict=True)]
-        )
     if len(weights) == 1:
         return Product(weights[0], bias, pack=pack)
     joined = Product(torch.cat(weights), bias, pack=pack)
@@ -177,17 +169,29 @@ def _joined(modules: Sequence[nn.Module], *, pack: bool) -> Product | None:
     return joined
 
 
-def _own_low_rank(modules: Sequence[nn.Module]) -> LowRank | None:
+def _joined_bias(layers: Sequence[Any]) -> Tensor | None:
+    """Return the layers' biases side by side, or None if there are none."""
+    biases = [layer.bias for layer in layers]
+    known: list[Tensor] = [bias for bias in biases if bias is not None]
+    if not known:
+        return None
+    if len(biases) == 1:
+        return known[0].detach()
+    return torch.cat(
+        [
+            known[0].new_zeros(widths_of(layer)[1]) if bias is None else bias.detach()
+            for layer, bias in zip(layers, biases, strict=True)
+        ]
+    )
+
+
+def _own_low_rank(modules: Sequence[nn.Module], widths: Sequence[int]) -> LowRank | None:
     """Return what LoRA layers in the model itself add, or None if there are none."""
-    parts: list[LowRank | None] = []
-    for module in modules:
-        if isinstance(module, LoraLinear):
-            a, b = module.learnt()
-            dtype = weight_of(module.linear).dtype
-            parts.append(LowRank(a.to(dtype), (b * module.scale).to(dtype), None))
-        else:
-            parts.append(None)
-    return _side_by_side(parts, [widths_of(_frozen(module))[1] for module in modules])
+    parts = [
+        low_rank_of(module, weight_of(module.linear).dtype) if isinstance(module, LoraLinear) else None
+        for module in modules
+    ]
+    return _side_by_side(parts, widths)
 
 
 def _side_by_side(parts: Sequence[LowRank | None], widths: Sequence[int]) -> LowRank | None:

@@ -25,7 +25,6 @@ from tunesmith.models.adapters.lora_layer import LoraLinear
 from tunesmith.models.adapters.peft_form import PREFIX, read_config, tensor_names, write_config
 from tunesmith.models.adapters.targets import adapted_layers, whole_modules
 from tunesmith.models.adapters.whole import WholeModule
-from tunesmith.models.quantised import Nf4Linear
 from tunesmith.models.resolve import BaseSource
 from tunesmith.models.weights import save_tensors
 from tunesmith.record.atomic import write_json
@@ -91,13 +90,10 @@ class LoraAdapter:
         self._merge_whole()
 
     def settle(self) -> None:
-        """See `Adapter`; on a base in 4 bits the layers stay adapted, as folding them in would unpack the weights."""
-        if any(isinstance(layer.linear, Nf4Linear) for layer in self.layers.values()):
-            for layer in self.layers.values():
-                layer.settle()
-            self._merge_whole()
-        else:
-            self.merge()
+        """See `Adapter`; the layers stay adapted, as rounding their sum would take from what was learnt."""
+        for layer in self.layers.values():
+            layer.settle()
+        self._merge_whole()
 
     def _merge_whole(self) -> None:
         """Put the modules that were trained whole in their places."""

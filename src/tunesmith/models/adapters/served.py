@@ -6,19 +6,20 @@ layer, where B holds the scale already and g is 1 unless the adapter is a DoRA (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.models.adapters.frozen import FrozenLinear, row_norms, weight_of, widths_of
 from tunesmith.models.adapters.lora import mismatch, read_lora
-from tunesmith.models.adapters.lora_layer import scale_of
+from tunesmith.models.adapters.lora_layer import LoraLinear, scale_of
 from tunesmith.models.adapters.peft_form import tensor_names
 
 #: Code of the error for an adapter that changes more than the products of linear layers: fold it in instead.
@@ -42,7 +43,28 @@ class LowRank:
     @property
     def bytes(self) -> int:
         """Memory of the tensors."""
-        return sum(tensor.nbytes for tensor in (self.a, self.b, self.factors) if tensor is not None)
+        return sum(tensor.nbytes for tensor in self._tensors())
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are."""
+        return all(bool(torch.isfinite(tensor).all()) for tensor in self._tensors())
+
+    def corrected(self, out: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the layer's output (..., out) for x (..., in), given that of the base's layer, `W x + bias`."""
+        added = (x @ self.a.t()) @ self.b.t()
+        if self.factors is None:
+            return out + added
+        plain = out if bias is None else out - bias
+        tuned = self.factors * (plain + added)
+        return tuned if bias is None else tuned + bias
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> LowRank:
+        """Bring it to another number format and device."""
+        return LowRank(*(tensor.to(device=device, dtype=dtype).contiguous() for tensor in self._tensors()))
+
+    def _tensors(self) -> list[Tensor]:
+        return [self.a, self.b] if self.factors is None else [self.a, self.b, self.factors]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +82,39 @@ class ServedAdapter:
     def bytes(self) -> int:
         """Memory of all tensors."""
         return sum(layer.bytes for layer in self.layers.values())
+
+
+@contextmanager
+def beside(model: nn.Module, adapter: ServedAdapter) -> Iterator[None]:
+    """Let everything that `model` computes in the block go through an adapter, whatever its architecture.
+
+    For a model that computes one text at a time; the generator has quicker ways where rows of several adapters lie
+    side by side.
+    """
+    hooks = []
+    try:
+        for name, layer in adapter.layers.items():
+            hooks.append(model.get_submodule(name).register_forward_hook(_hook(layer)))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hook(layer: LowRank) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def correct(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return layer.corrected(out, inputs[0], cast(Tensor | None, module.bias))
+
+    return correct
+
+
+@torch.no_grad()
+def low_rank_of(layer: LoraLinear, dtype: torch.dtype) -> LowRank:
+    """Return what an adapted layer in a model adds to its frozen one: what its files hold once they are read."""
+    a, b = layer.learnt()
+    frozen = weight_of(layer.linear)
+    magnitude = None if layer.magnitude is None else layer.magnitude.detach()
+    return _low_rank(a, b, layer.scale, magnitude, frozen).to(dtype, frozen.device)
 
 
 @torch.no_grad()
@@ -101,13 +156,19 @@ def read_served(
         width_in, width_out = widths_of(linear)
         a = _taken(tensors, names["lora_a"], (own.rank, width_in), folder)
         b = _taken(tensors, names["lora_b"], (width_out, own.rank), folder)
-        factors, scale = None, scale_of(own)
+        magnitude = weight = None
         if own.dora:
             magnitude = _taken(tensors, names["magnitude"], (width_out,), folder)
             weight = weight_of(linear) if base_weight is None else base_weight(name)
-            norms = row_norms(weight, a.to(weight.device), b.to(weight.device), scale)
-            factors = magnitude.to(norms) / norms
-        layers[name] = _placed(LowRank(a, b * scale, factors), dtype, device, folder)
+        layers[name] = _low_rank(a, b, scale_of(own), magnitude, weight).to(dtype, device)
+        if not layers[name].is_finite:
+            # In a batch with others it could spoil more than its own answers.
+            raise ModelError(
+                f"This adapter holds numbers that aren't finite ({name}).",
+                where=str(folder),
+                fix="Bring it back from a backup, or train it again.",
+                code="broken_adapter",
+            )
     if tensors:
         raise mismatch(f"The adapter has {min(tensors)}, which doesn't fit this base.", str(folder))
     return ServedAdapter(layers)
@@ -125,23 +186,9 @@ def _taken(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], folder
     return tensor.to(torch.float32)
 
 
-def _placed(layer: LowRank, dtype: torch.dtype, device: torch.device, folder: Path) -> LowRank:
-    """Bring an adapted layer to the base's number format and device.
-
-    Raises:
-        ModelError: a number isn't finite there. In a batch with others it could spoil more than its own answers.
-    """
-    placed = [
-        None if tensor is None else tensor.to(device=device, dtype=dtype).contiguous()
-        for tensor in (layer.a, layer.b, layer.factors)
-    ]
-    if not all(tensor is None or bool(torch.isfinite(tensor).all()) for tensor in placed):
-        raise ModelError(
-            "This adapter holds numbers that aren't finite.",
-            where=str(folder),
-            fix="Bring it back from a backup, or train it again.",
-            code="broken_adapter",
-        )
-    a, b, factors = placed
-    assert a is not None and b is not None
-    return LowRank(a, b, factors)
+def _low_rank(a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None, weight: Tensor | None) -> LowRank:
+    """Fold scale and DoRA's lengths (out,) in; `weight` (out, in) is the base's, asked for by the latter alone."""
+    if magnitude is None or weight is None:
+        return LowRank(a, b * scale)
+    norms = row_norms(weight, a.to(weight.device), b.to(weight.device), scale)
+    return LowRank(a, b * scale, magnitude.to(norms) / norms)
