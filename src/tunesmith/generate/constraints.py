@@ -161,6 +161,8 @@ class TokenMatcher:
         if self._is_first:
             token_id = self._table.twins.get(token_id, token_id)
             self._is_first = False
+            if not self._table.tokens[token_id]:
+                return  # a space alone, which the text drops
         if self._matcher.validate_tokens([token_id]) != 1:
             raise ValueError(f"Token {token_id} isn't allowed here.")
         self._matcher.consume_token(token_id)
@@ -204,11 +206,16 @@ def _grammar(spec: OutputSpec) -> str:
         case GrammarSpec():
             return json.dumps({"grammars": [{"lark_grammar": spec.grammar}]})
         case ChoiceSpec():
-            texts = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(spec.choices))
+            texts = " | ".join(map(_quoted, dict.fromkeys(spec.choices)))
             return json.dumps({"grammars": [{"lark_grammar": f"start: CHOICE\nCHOICE: {texts}\n"}]})
     schema: dict[str, Any] = dict(spec.json_schema) if isinstance(spec, JsonSchemaSpec) else {"type": "object"}
     schema["x-guidance"] = {"whitespace_pattern": _JSON_SPACE}
     return json.dumps({"grammars": [{"json_schema": schema}]})
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a string of a grammar."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _reason(matcher: LLMatcher) -> str:

@@ -18,7 +18,8 @@ class TokenTable:
 
     Tokens that are no text (special ones, ends of a turn) are marked, rows of the model's vocabulary that no token uses
     are empty; a grammar allows neither unless it names them. Some tokenizers drop the space that an answer's first
-    token begins with: there, each token with such a space has a twin without it, behind the model's vocabulary.
+    token begins with: there, each token with such a space has a twin without it, behind the model's vocabulary. The
+    twin of the space alone is empty.
 
     Args:
         renderer: knows the tokens.
@@ -49,8 +50,8 @@ class TokenTable:
         self.tokens += [b""] * (-vocabulary_size % _WORD_BITS)
         self.twins: dict[int, int] = {}
         if renderer.drops_first_space:
-            for content, token_id in self._ids.items():
-                if content.startswith(b" ") and len(content) > 1:
+            for token_id, content in enumerate(self.tokens[:vocabulary_size]):
+                if content.startswith(b" ") and token_id not in special:
                     self.twins[token_id] = len(self.tokens)
                     self.tokens.append(content[1:])
         if not ends:
@@ -74,8 +75,8 @@ class TokenTable:
         return self._longest_first(text)
 
     def spaced_beginnings(self, text: bytes) -> list[int]:
-        """Return the tokens that write a space and then a beginning of `text`."""
-        sizes = range(1, min(self._longest_bytes, len(text)) + 1)
+        """Return the tokens that write a space and then a beginning of `text`, which may be empty."""
+        sizes = range(min(self._longest_bytes, len(text)) + 1)
         return [self._ids[spaced] for size in sizes if (spaced := b" " + text[:size]) in self._ids]
 
     @cached_property
