@@ -146,7 +146,7 @@ def _own_logits(logits: Tensor, rows: Sequence[int], samplers: Sequence[Sampler]
     order = leading(kept, most + 1)
     if bool(((order.counts < most) & ~order.is_whole).any()):  # many equal ones
         order = leading(kept, None)
-    peaks = order.values[:, 0]
+    peaks = kept.amax(1)  # with no likeliest tokens asked for, the order may be empty
     ones = torch.ones(len(rows), dtype=torch.float64, device=logits.device)
     log_mass = weight_sums(kept, peaks, ones).log() + peaks.double()
     values = (order.values[:, :most].double() - log_mass[:, None]).tolist()
