@@ -20,6 +20,7 @@ from tunesmith.specs.serving import ServeSpec
 HELLO = [{"role": "user", "content": "Hello"}]
 GOOD = {"model": "tiny", "messages": HELLO, "max_tokens": 2}
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 CHAT = "/v1/chat/completions"
 
 
@@ -75,8 +76,13 @@ def is_envelope(reply):
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"store": True}, "store", "unsupported_parameter"),
         ({"functions": []}, "functions", "unsupported_parameter"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
-         "tool_choice", "unsupported_parameter"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice", "invalid_value"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}},
+         "tool_choice", "invalid_value"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+         "tool_choice", "invalid_value"),
+        ({"tools": TOOLS, "parallel_tool_calls": "no"}, "parallel_tool_calls", "invalid_type"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "invalid_value"),
         ({"messages": [{"role": "user", "content": "word " * 2000}]}, "messages", "context_length_exceeded"),
     ],

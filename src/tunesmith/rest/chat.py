@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +14,28 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from tunesmith.chat.call_stream import CallStream, Pieces
+from tunesmith.data.examples import Conversation
 from tunesmith.errors import ModelError
 from tunesmith.generate.completion import Completion
 from tunesmith.generate.request import Delta
+from tunesmith.generate.request import Request as Prompt
 from tunesmith.rest.errors import WireFault, model_not_found, model_unavailable, wire_error
-from tunesmith.rest.translate import choice_of, conversation_of, logprobs_of, sampling_of, usage_of
+from tunesmith.rest.tools import ToolUse, call_deltas, with_tools
+from tunesmith.rest.translate import (
+    choice_of,
+    conversation_of,
+    finish_reason_of,
+    logprobs_of,
+    sampling_of,
+    usage_of,
+)
 from tunesmith.rest.wire import ChatCompletion, ChatRequest
 from tunesmith.serve.answers import AsyncAnswers
 from tunesmith.serve.catalogue import ServedModel
+from tunesmith.serve.opened import OpenModel
 from tunesmith.serve.pool import Lease, ModelPool
+from tunesmith.specs.generation import SamplingSpec
 
 #: A comment goes out after this much silence, so that neither side nor what is between takes the line for dead.
 _KEEP_ALIVE_SECONDS = 10.0
@@ -38,6 +51,7 @@ class Session:
     lease: Lease
     answers: AsyncAnswers
     fingerprint: str
+    tools: ToolUse | None = None
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -63,11 +77,23 @@ async def open_session(request: ChatRequest, pool: ModelPool, default_max_tokens
         except ModelError as error:
             raise WireFault(model_unavailable(request.model)) from error
         # Rendering a long prompt takes a while; other requests go on meanwhile.
-        prompt = await asyncio.to_thread(seat.opened.request, conversation, sampling)
-        return Session(request, lease, AsyncAnswers(seat.worker, prompt.expand()), seat.opened.fingerprint)
+        prompt, tools = await asyncio.to_thread(_prompt, seat.opened, request, conversation, sampling)
+        return Session(request, lease, AsyncAnswers(seat.worker, prompt.expand()), seat.opened.fingerprint, tools)
     except BaseException:
         lease.release()
         raise
+
+
+def _prompt(
+    opened: OpenModel, request: ChatRequest, conversation: Conversation, sampling: SamplingSpec
+) -> tuple[Prompt, ToolUse | None]:
+    """Render a request, and say how calls in its answers are found.
+
+    Raises:
+        RequestError: it can't be answered.
+    """
+    prompt = opened.request(conversation, sampling)
+    return with_tools(prompt, request, opened.call_format) if request.tools else (prompt, None)
 
 
 async def find_model(name: str, pool: ModelPool) -> ServedModel:
@@ -104,7 +130,7 @@ def _completion(session: Session, completions: list[Completion]) -> ChatCompleti
         id=session.id,
         created=session.created,
         model=request.model,
-        choices=[choice_of(i, one, with_logprobs=request.logprobs) for i, one in enumerate(completions)],
+        choices=[choice_of(i, one, session.tools, with_logprobs=request.logprobs) for i, one in enumerate(completions)],
         usage=usage_of(completions),
         system_fingerprint=session.fingerprint,
     )
@@ -126,6 +152,8 @@ class AnswerStream(StreamingResponse):
         self._session = session
         options = session.request.stream_options
         self._with_usage = bool(options and options.include_usage)
+        self._calls: dict[int, CallStream] = {}
+        self._called: set[int] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
@@ -137,8 +165,10 @@ class AnswerStream(StreamingResponse):
 
     async def _events(self) -> AsyncIterator[bytes]:
         session = self._session
+        # An answer that only calls has no content, which is known at its end.
+        content = "" if session.tools is None else None
         for index in range(session.request.n):
-            yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
+            yield self._chunk(index, {"role": "assistant", "content": content, "refusal": None})
         completions: dict[int, Completion] = {}
         try:
             while not session.answers.is_finished:
@@ -147,12 +177,10 @@ class AnswerStream(StreamingResponse):
                 except TimeoutError:
                     yield _KEEP_ALIVE
                     continue
-                if delta.text or delta.logprobs:
-                    yield self._chunk(index, {"content": delta.text}, self._logprobs(delta))
+                for chunk in self._chunks(index, delta):
+                    yield chunk
                 if delta.completion is not None:
                     completions[index] = delta.completion
-                    reason = "length" if delta.completion.finish_reason == "length" else "stop"
-                    yield self._chunk(index, {}, finish_reason=reason)
         # The status is out already; clients raise this event as an error.
         except Exception as error:
             yield wire_error(error).event()
@@ -161,6 +189,30 @@ class AnswerStream(StreamingResponse):
             usage = usage_of([completions[index] for index in sorted(completions)])
             yield _event({**self._head(), "choices": [], "usage": usage.model_dump()})
         yield _DONE
+
+    def _chunks(self, index: int, delta: Delta) -> Iterator[bytes]:
+        """Give the events of what one step added to an answer."""
+        pieces = self._pieces(index, delta)
+        if pieces.text or delta.logprobs:
+            yield self._chunk(index, {"content": pieces.text} if pieces.text else {}, self._logprobs(delta))
+        for call in call_deltas(pieces.calls):
+            self._called.add(index)
+            yield self._chunk(index, {"tool_calls": [call]})
+        if delta.completion is not None:
+            reason = finish_reason_of(delta.completion, has_calls=index in self._called)
+            yield self._chunk(index, {}, finish_reason=reason)
+
+    def _pieces(self, index: int, delta: Delta) -> Pieces:
+        """Tell the words from the calls in a delta."""
+        tools = self._session.tools
+        if tools is None:
+            return Pieces(delta.text)
+        calls = self._calls.setdefault(index, tools.stream())
+        new = calls.add(delta.text)
+        if delta.completion is None:
+            return new
+        rest = calls.finish()
+        return Pieces(new.text + rest.text, new.calls + rest.calls)
 
     def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
         return logprobs_of(delta.logprobs).model_dump() if self._session.request.logprobs else None

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from tunesmith.data.strict_json import JsonFault, parse_json
 from tunesmith.errors import RequestError
+from tunesmith.rest.tools import tool_choice_of
 from tunesmith.rest.wire import IGNORED, UNSUPPORTED, ChatRequest
 
 _TYPES = {
@@ -93,8 +94,7 @@ def _check_together(request: ChatRequest) -> None:
         )
     _check_stop(request.stop)
     _check_logit_bias(request.logit_bias)
-    if request.tool_choice not in (None, "none", "auto"):
-        raise unsupported("tool_choice", "'tool_choice' can only be 'none' or 'auto' on this server.")
+    tool_choice_of(request)
 
 
 def _check_stop(stop: Any) -> None:

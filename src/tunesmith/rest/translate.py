@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.data.examples import Conversation, Message, ToolCall
 from tunesmith.data.strict_json import JsonFault, parse_json
 from tunesmith.errors import RequestError
 from tunesmith.generate.completion import Completion, TokenLogprob
 from tunesmith.rest.reading import unsupported
+from tunesmith.rest.tools import ToolUse
 from tunesmith.rest.wire import (
+    AnswerFunctionCall,
     AnswerMessage,
+    AnswerToolCall,
     ChatRequest,
     Choice,
     Logprob,
@@ -68,14 +71,26 @@ def sampling_of(request: ChatRequest, default_max_tokens: int) -> SamplingSpec:
     )
 
 
-def choice_of(index: int, completion: Completion, *, with_logprobs: bool) -> Choice:
-    """Return one answer on the wire."""
+def choice_of(index: int, completion: Completion, tools: ToolUse | None, *, with_logprobs: bool) -> Choice:
+    """Return one answer on the wire; `tools` finds its calls."""
+    content, calls = (completion.text, ()) if tools is None else tools.read(completion.text)
+    called = [
+        AnswerToolCall(id=call.id, function=AnswerFunctionCall(name=call.name, arguments=call.arguments))
+        for call in calls
+    ]
     return Choice(
         index=index,
-        message=AnswerMessage(content=completion.text),
+        message=AnswerMessage(content=content, tool_calls=called or None),
         logprobs=logprobs_of(completion.logprobs) if with_logprobs else None,
-        finish_reason="length" if completion.finish_reason == "length" else "stop",
+        finish_reason=finish_reason_of(completion, has_calls=bool(calls)),
     )
+
+
+def finish_reason_of(completion: Completion, *, has_calls: bool) -> Literal["stop", "length", "tool_calls"]:
+    """Return why an answer ended: an answer that was cut off says so, also among its calls."""
+    if completion.finish_reason == "length":
+        return "length"
+    return "tool_calls" if has_calls else "stop"
 
 
 def usage_of(completions: Sequence[Completion]) -> Usage:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 #: Accepted without effect: they label a request, or steer billing, caching and safety of the hosted service.
 IGNORED = frozenset(
     {
         "user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "prompt_cache_options", "prediction", "parallel_tool_calls",
+        "prompt_cache_options", "prediction",
     }
 )  # fmt: skip
 
@@ -121,6 +121,7 @@ class ChatRequest(_Wire):
     stream_options: WireStreamOptions | None = None
     tools: list[WireTool] = Field(default_factory=list, max_length=128)
     tool_choice: Any = None
+    parallel_tool_calls: bool = True
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
@@ -149,13 +150,36 @@ class Logprobs(BaseModel):
     refusal: None = None
 
 
+class AnswerFunctionCall(BaseModel):
+    """The function that is called; `arguments` is JSON text as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class AnswerToolCall(BaseModel):
+    """One call of a function."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: AnswerFunctionCall
+
+
 class AnswerMessage(BaseModel):
     """What the assistant says."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    tool_calls: list[AnswerToolCall] | None = None
     refusal: None = None
     annotations: list[Any] = Field(default_factory=list)
+
+    @model_serializer(mode="wrap")
+    def _without_no_calls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        message: dict[str, Any] = serialize(self)
+        if self.tool_calls is None:  # the service leaves it out, and programs ask whether it is there
+            del message["tool_calls"]
+        return message
 
 
 class Choice(BaseModel):
@@ -164,7 +188,7 @@ class Choice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: Logprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class PromptDetails(BaseModel):

@@ -9,7 +9,9 @@ import threading
 from dataclasses import dataclass
 from functools import cached_property
 
+from tunesmith.chat.call_probe import find_format
 from tunesmith.chat.renderer import ChatRenderer
+from tunesmith.chat.tool_calls import ToolCallFormat
 from tunesmith.data.examples import Conversation
 from tunesmith.errors import DataError, RequestError
 from tunesmith.generate.choice import decoder_for
@@ -116,6 +118,12 @@ class OpenModel:
         version_id = None if self.version is None else self.version.id
         facts = [self.loaded.source.sha256, version_id, str(self.loaded.dtype), self.renderer.template_hash]
         return f"fp_{sha256_json(facts)[:12]}"
+
+    @cached_property
+    def call_format(self) -> ToolCallFormat | None:
+        """How the model writes tool calls; None if its chat template can't."""
+        with self.base.rendering:
+            return find_format(self.renderer)
 
     def renew_engine(self) -> None:
         """See `OpenBase.renew_engine`."""
