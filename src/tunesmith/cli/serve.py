@@ -28,6 +28,7 @@ _EMBEDDED = "smollm2-135m"
         "dtype": "--dtype",
         "max_loaded_models": "--max-loaded-models",
         "max_batch": "--max-batch",
+        "cache_bytes": "--cache-bytes",
         "max_waiting": "--max-waiting",
         "allowed_hosts": "--allowed-host",
     },

@@ -49,6 +49,10 @@ class Answer:
         #: Tokens whose text isn't given out yet, each with the place in the text at which it begins.
         self._waiting_logprobs: list[tuple[int, TokenLogprob]] = []
 
+    def begin(self) -> None:
+        """Start the clock: the request's turn has come."""
+        self._started = time.perf_counter()
+
     def take(self, choice: Choice) -> Delta:
         """Add a token; return what it added to the text, with the completion if it is the last."""
         if choice.error is not None:

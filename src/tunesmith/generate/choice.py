@@ -11,7 +11,12 @@ from tunesmith.models.side_by_side import why_one_by_one
 
 
 def decoder_for(
-    loaded: LoadedModel, renderer: ChatRenderer, *, max_batch: int = 32, max_cache_tokens: int = 131_072
+    loaded: LoadedModel,
+    renderer: ChatRenderer,
+    *,
+    max_batch: int = 32,
+    cache_bytes: int | None = None,
+    owned: bool = False,
 ) -> Decoder:
     """Return what answers with `loaded`: many requests side by side, or one after the other where it must be.
 
@@ -19,11 +24,12 @@ def decoder_for(
         loaded: the model.
         renderer: its chat renderer.
         max_batch: requests computed side by side.
-        max_cache_tokens: bound on the tokens held in the cache.
+        cache_bytes: memory for keys and values; None: a share of what is free.
+        owned: nobody else computes with the model from now on, so its weights may be laid out for answering.
 
     Raises:
-        ModelError: its logits aren't a projection of its last hidden states.
+        ModelError: its logits aren't a projection of its last hidden states, or `cache_bytes` is too little.
     """
     if why_one_by_one(loaded.model) is None:
-        return Engine(loaded, renderer, max_batch=max_batch, max_cache_tokens=max_cache_tokens)
-    return OneByOne(loaded, renderer, max_cache_tokens)
+        return Engine(loaded, renderer, max_batch=max_batch, cache_bytes=cache_bytes, owned=owned)
+    return OneByOne(loaded, renderer)

@@ -7,17 +7,23 @@ with transformers' own cache.
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from tunesmith.chat.renderer import ChatRenderer
+from tunesmith.errors import ModelError
 from tunesmith.generate.answer import Answer
-from tunesmith.generate.decoder import Decoder
-from tunesmith.generate.request import Delta
+from tunesmith.generate.decoder import Decoder, DecoderStatus, unknown_adapter
+from tunesmith.generate.request import Delta, Request, Score, ScoreDone, ScoreRequest
 from tunesmith.generate.sampling import choose
+from tunesmith.generate.scoring import token_scores
+from tunesmith.models.adapters.served import NOT_BESIDE, ServedAdapter
 from tunesmith.models.load import LoadedModel
+from tunesmith.models.projection import Projection
 
 #: What the architectures of transformers call their cache.
 _CACHE_NAMES = ("past_key_values", "cache_params")
@@ -29,14 +35,16 @@ class OneByOne(Decoder):
     Args:
         loaded: the model; its attention is its own.
         renderer: decodes tokens and knows which ones end a turn.
-        most_tokens: bound on a request's prompt and answer together, besides the model's context.
     """
 
-    def __init__(self, loaded: LoadedModel, renderer: ChatRenderer, most_tokens: int = 131_072) -> None:
-        super().__init__(loaded, renderer, most_tokens)
+    def __init__(self, loaded: LoadedModel, renderer: ChatRenderer) -> None:
+        self._projection = Projection.of(loaded.model)
+        super().__init__(loaded, renderer, loaded.context_tokens, self._projection.weight.shape[0])
         known = inspect.signature(self._model.get_decoder().forward).parameters
         self._cache_name = next((name for name in _CACHE_NAMES if name in known), None)
+        self._waiting: deque[tuple[int, Answer | ScoreRequest, tuple[int, ...]]] = deque()
         self._answer: Answer | None = None
+        #: What the cache doesn't hold yet; without a cache, all tokens so far.
         self._tokens: list[int] = []
         self._cache: Any = None
 
@@ -45,40 +53,85 @@ class OneByOne(Decoder):
         """See `Decoder`."""
         return self._answer is not None or bool(self._waiting)
 
+    @property
+    def status(self) -> DecoderStatus:
+        """See `Decoder`; there are no pages."""
+        return DecoderStatus(running=int(self._answer is not None), waiting=len(self._waiting))
+
     def cancel(self, request_id: int) -> None:
         """See `Decoder`."""
-        self._waiting = type(self._waiting)(item for item in self._waiting if item[0] != request_id)
+        self._waiting = deque(item for item in self._waiting if item[0] != request_id)
         if self._answer is not None and self._answer.request_id == request_id:
             self._finish()
 
+    def add_adapter(self, name: str, adapter: ServedAdapter) -> None:  # noqa: ARG002
+        """See `Decoder`.
+
+        Raises:
+            ModelError: always; fold the adapter in.
+        """
+        raise ModelError(
+            "This architecture computes one text at a time, so adapters can't be used beside others.",
+            where=name,
+            fix="Open the tuned model alone.",
+            code=NOT_BESIDE,
+        )
+
+    def remove_adapter(self, name: str) -> None:
+        """See `Decoder`.
+
+        Raises:
+            ModelError: always; there is none.
+        """
+        raise unknown_adapter(name)
+
     @torch.inference_mode()
-    def step(self) -> list[Delta]:
-        """See `Decoder`; the first step of a request computes its prompt too."""
+    def step(self) -> list[Delta | ScoreDone]:
+        """See `Decoder`; the first step of an answer computes its prompt too, a score takes one step."""
         if self._answer is None:
             if not self._waiting:
                 return []
-            self._start()
-        assert self._answer is not None
-        new = torch.tensor([self._tokens], device=self._device)
-        cache: dict[str, Any] = {}
+            request_id, asked, tokens = self._waiting.popleft()
+            if isinstance(asked, ScoreRequest):
+                return [ScoreDone(request_id, self._score(asked))]
+            asked.begin()
+            self._answer, self._tokens = asked, list(tokens)
+            self._cache = DynamicCache(config=self._model.config)
+        answer, new = self._answer, self._tokens
         if self._cache_name is not None:
-            cache = {self._cache_name: self._cache}
             self._tokens = []
-        output = self._model.get_decoder()(input_ids=new, use_cache=self._cache_name is not None, **cache)
-        (choice,) = choose(self._projection.logits(output.last_hidden_state[0, -1:]), [self._answer.sampler])
+        hidden = self._hidden(new, self._cache)
+        (choice,) = choose(self._projection.logits(hidden[-1:]), [answer.sampler])
         self._tokens.append(choice.token_id)
-        delta = self._answer.take(choice)
+        delta = answer.take(choice)
         if delta.completion is not None:
             self._finish()
         return [delta]
 
-    def _start(self) -> None:
-        request_id, request = self._waiting.popleft()
-        limit = min(request.sampling.max_completion_tokens, self._most_tokens - len(request.prompt_ids))
-        self._answer = Answer(request_id, request, self.renderer, self._end_ids, limit)
-        #: What the cache doesn't hold yet; without a cache, all tokens so far.
-        self._tokens = list(request.prompt_ids)
-        self._cache = DynamicCache(config=self._model.config)
+    def _queue_answer(self, request: Request, answer: Answer) -> None:
+        self._waiting.append((answer.request_id, answer, request.prompt_ids))
+
+    def _queue_score(self, request_id: int, request: ScoreRequest) -> None:
+        self._waiting.append((request_id, request, request.prompt_ids))
+
+    def _score(self, request: ScoreRequest) -> Score:
+        count = len(request.continuation_ids)
+        if count == 0:
+            return Score((), ())
+        hidden = self._hidden([*request.prompt_ids, *request.continuation_ids[:-1]], None)[-count:]
+        logprobs, is_likeliest = token_scores(
+            hidden, request.continuation_ids, self._projection.logits, self._projection.weight.shape[0]
+        )
+        return Score(tuple(logprobs), tuple(is_likeliest))
+
+    def _hidden(self, tokens: list[int], cache: Any) -> Tensor:
+        """Return the last hidden states (T, H) of tokens behind those in `cache`, which may be None."""
+        uses_cache = cache is not None and self._cache_name is not None
+        known: dict[str, Any] = {self._cache_name: cache} if uses_cache and self._cache_name is not None else {}
+        new = torch.tensor([tokens], device=self._device)
+        output = self._model.get_decoder()(input_ids=new, use_cache=uses_cache, **known)
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
 
     def _finish(self) -> None:
         self._answer = self._cache = None

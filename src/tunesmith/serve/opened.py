@@ -26,10 +26,10 @@ from tunesmith.specs.generation import SamplingSpec
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Bounds of an engine: answers side by side, and tokens held in its cache."""
+    """Bounds of an engine: answers side by side, and memory for keys and values (None: a share of what is free)."""
 
     max_batch: int = 32
-    max_cache_tokens: int = 131_072
+    cache_bytes: int | None = None
 
 
 class OpenBase:
@@ -63,6 +63,7 @@ class OpenBase:
 
     def renew_engine(self) -> None:
         """Take a fresh engine: after a fault, nobody knows what the old one's cache holds."""
+        del self.engine  # and its memory
         self.engine = self._new_engine()
         for name, adapter in self._adapters.items():
             self.engine.add_adapter(name, adapter)
@@ -74,9 +75,7 @@ class OpenBase:
 
     def _new_engine(self) -> Decoder:
         limits = self.limits
-        return decoder_for(
-            self.loaded, self._renderer, max_batch=limits.max_batch, max_cache_tokens=limits.max_cache_tokens
-        )
+        return decoder_for(self.loaded, self._renderer, max_batch=limits.max_batch, cache_bytes=limits.cache_bytes)
 
 
 @dataclass(eq=False)
@@ -144,6 +143,18 @@ class OpenModel:
         request = Request(prompt_ids, sampling, self.adapter)
         self.engine.check(request.expand()[0])
         return request
+
+    def continuation_ids(self, conversation: Conversation, reply: str) -> tuple[int, ...]:
+        """Render a reply to a prompt, up to the end of the turn, as training would learn it; any thread may call it.
+
+        Raises:
+            RequestError: the template refuses the messages, or the reply can't be told from its prompt.
+        """
+        try:
+            with self.base.rendering:
+                return self.renderer.continuation_ids(conversation, reply)
+        except DataError as error:
+            raise RequestError(error.message, fix=error.fix, code=error.code, param="continuations") from error
 
     def _refuse_far_too_long(self, conversation: Conversation) -> None:
         """Refuse a prompt whose characters can't fit, however they are cut: counting its tokens would take long.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -46,8 +46,10 @@ class ServeSpec(Spec):
         32, ge=1, le=10_000, description="Adapters of tuned models in memory at once, for each base."
     )
     max_batch: int = Field(32, ge=1, le=1024, description="Answers that one model computes side by side.")
-    max_cache_tokens: int = Field(
-        131_072, ge=64, description="Tokens whose keys and values one model holds in memory, all answers together."
+    cache_bytes: Literal["auto"] | Annotated[int, Field(ge=1 << 20)] = Field(
+        "auto",
+        description="Memory for the keys and values of one base's answers, and of what later ones may begin with. "
+        "`auto`: a quarter of the free memory, of a GPU's 60 %. On CPUs it is taken as it is used.",
     )
     max_waiting: int = Field(
         256,
