@@ -14,9 +14,17 @@ from typing import Any, Self
 from tunesmith.data.prompts import Prompt, as_conversation, is_one_prompt
 from tunesmith.errors import ModelError, SpecError
 from tunesmith.generate.completion import Completion
-from tunesmith.generate.request import Request
+from tunesmith.generate.request import Request, Score, ScoreRequest
 from tunesmith.serve.answering import OpenModel
 from tunesmith.serve.answers import Answers, AsyncAnswers
+from tunesmith.serve.scoring import (
+    Normalisation,
+    ScoredContinuation,
+    check_choices,
+    classification,
+    score_requests,
+    scored_continuations,
+)
 from tunesmith.serve.turns import Turns
 from tunesmith.serve.worker import Worker
 from tunesmith.specs.generation import SamplingSpec
@@ -171,6 +179,83 @@ class Model:
         finally:
             answers.close()
 
+    def score(self, prompt: Prompt, continuations: Sequence[str], *, with_end: bool = True) -> list[ScoredContinuation]:
+        """Return how likely each of some answers to a prompt is, in their order; the prompt is computed once.
+
+            best = max(model.score("The capital of France?", ["Paris", "Rome"]), key=lambda one: one.logprob)
+
+        Args:
+            prompt: words, a list of OpenAI messages or a `Conversation`.
+            continuations: the answers, as the model would write them.
+            with_end: count the end of the turn: the score of the whole answer, and not of all that begin like it.
+
+        Raises:
+            RequestError: prompt and answer don't fit into the context, or there is nothing to score.
+            ModelError: the model is closed.
+        """
+        requests = score_requests(self.opened, as_conversation(prompt), continuations, with_end=with_end)
+        return scored_continuations(continuations, requests, self._scores(requests))
+
+    async def ascore(
+        self, prompt: Prompt, continuations: Sequence[str], *, with_end: bool = True
+    ) -> list[ScoredContinuation]:
+        """As `score`, without keeping the event loop."""
+        conversation = as_conversation(prompt)
+        requests = await asyncio.to_thread(score_requests, self.opened, conversation, continuations, with_end=with_end)
+        return scored_continuations(continuations, requests, await self._ascores(requests))
+
+    def classify(
+        self, prompts: Prompt | Sequence[Prompt], choices: Sequence[str], *, normalise: Normalisation = "none"
+    ) -> Any:
+        """Choose the likeliest of a few answers to one prompt (a `Classification`) or to several (a list of them).
+
+            model.classify("Good or bad? I loved every page.", ["good", "bad"]).choice
+
+        A choice's weight is its log-probability, the end of the turn included, so that "New York" isn't likelier than
+        "New York City" only because it is a part of it.
+
+        Args:
+            prompts: one or several, as in `generate`.
+            choices: the answers, as the model would write them.
+            normalise: what the log-probability is divided by: `none`, the number of `tokens` (the mean, which doesn't
+                favour short choices), or of `bytes` of UTF-8 (which doesn't depend on the tokenizer either).
+
+        Raises:
+            RequestError: a prompt doesn't fit into the context, or the choices aren't different texts.
+            ModelError: the model is closed.
+        """
+        requests = self._choice_requests(prompts, choices, normalise)
+        return _classified(prompts, choices, normalise, requests, self._scores(requests))
+
+    async def aclassify(
+        self, prompts: Prompt | Sequence[Prompt], choices: Sequence[str], *, normalise: Normalisation = "none"
+    ) -> Any:
+        """As `classify`, without keeping the event loop."""
+        requests = await asyncio.to_thread(self._choice_requests, prompts, choices, normalise)
+        return _classified(prompts, choices, normalise, requests, await self._ascores(requests))
+
+    def _scores(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        with Answers(self._running(), requests) as answers:
+            return answers.scores()
+
+    async def _ascores(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        answers = AsyncAnswers(self._running(), requests)
+        try:
+            return await answers.scores()
+        finally:
+            answers.close()
+
+    def _choice_requests(
+        self, prompts: Prompt | Sequence[Prompt], choices: Sequence[str], normalise: Normalisation
+    ) -> list[ScoreRequest]:
+        check_choices(choices, normalise)
+        opened = self.opened
+        return [
+            request
+            for prompt in _listed(prompts)
+            for request in score_requests(opened, as_conversation(prompt), choices, with_end=True)
+        ]
+
     def _one_request(self, prompt: Prompt, sampling: SamplingSpec) -> Request:
         """Render a prompt that is answered piece by piece.
 
@@ -184,8 +269,11 @@ class Model:
     def _requests(self, prompts: Prompt | Sequence[Prompt], sampling: SamplingSpec) -> list[Request]:
         """Render prompts, one request for each answer."""
         opened = self.opened
-        listed: Sequence[Any] = [prompts] if is_one_prompt(prompts) else prompts  # type: ignore[assignment]
-        return [request for prompt in listed for request in opened.request(as_conversation(prompt), sampling).expand()]
+        return [
+            request
+            for prompt in _listed(prompts)
+            for request in opened.request(as_conversation(prompt), sampling).expand()
+        ]
 
     def _running(self) -> Worker:
         """Return the one thread that uses the engine; it starts when first needed."""
@@ -215,6 +303,28 @@ def _sampling(sampling: SamplingSpec | None, settings: dict[str, Any]) -> Sampli
             f"`sampling` holds all settings, and {', '.join(settings)} came beside it.", fix="Use one or the other."
         )
     return sampling
+
+
+def _listed(prompts: Any) -> Sequence[Any]:
+    """Return the prompts as a list, also if it is one."""
+    return [prompts] if is_one_prompt(prompts) else list(prompts)
+
+
+def _classified(
+    prompts: Any,
+    choices: Sequence[str],
+    normalise: Normalisation,
+    requests: Sequence[ScoreRequest],
+    scores: Sequence[Score],
+) -> Any:
+    """Return one classification for one prompt, else a list."""
+    found = [
+        classification(
+            scored_continuations(choices, requests[at : at + len(choices)], scores[at : at + len(choices)]), normalise
+        )
+        for at in range(0, len(requests), len(choices))
+    ]
+    return found[0] if is_one_prompt(prompts) else found
 
 
 def _in_form(completions: list[Completion], prompts: Any, sampling: SamplingSpec) -> Any:

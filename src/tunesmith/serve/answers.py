@@ -11,7 +11,7 @@ from typing import Self
 
 from tunesmith.errors import TunesmithError
 from tunesmith.generate.completion import Completion
-from tunesmith.generate.request import Delta, Request
+from tunesmith.generate.request import Delta, Request, Score, ScoreDone, ScoreRequest
 from tunesmith.serve.worker import Worker
 
 
@@ -24,9 +24,9 @@ class AsyncAnswers:
         RequestError: see `Worker.submit`.
     """
 
-    def __init__(self, worker: Worker, requests: Sequence[Request]) -> None:
+    def __init__(self, worker: Worker, requests: Sequence[Request | ScoreRequest]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._heard: asyncio.Queue[tuple[int, Delta | TunesmithError]] = asyncio.Queue()
+        self._heard: asyncio.Queue[tuple[int, Delta | ScoreDone | TunesmithError]] = asyncio.Queue()
         self._worker = worker
         self._unfinished = len(requests)
         self._ticket = worker.submit(requests, self._hear)
@@ -44,11 +44,8 @@ class AsyncAnswers:
             TunesmithError: the answer can't be finished.
         """
         async with asyncio.timeout(timeout_seconds):
-            index, event = await self._heard.get()
-        if isinstance(event, TunesmithError):
-            raise event
-        if event.completion is not None:
-            self._unfinished -= 1
+            index, event = await self._next()
+        assert isinstance(event, Delta)
         return index, event
 
     async def completions(self) -> list[Completion]:
@@ -64,12 +61,32 @@ class AsyncAnswers:
                 done[index] = delta.completion
         return [done[index] for index in sorted(done)]
 
+    async def scores(self) -> list[Score]:
+        """Wait for all scores, where scores were asked for; in the order of the requests.
+
+        Raises:
+            TunesmithError: one can't be computed.
+        """
+        done: dict[int, Score] = {}
+        while not self.is_finished:
+            index, event = await self._next()
+            assert isinstance(event, ScoreDone)
+            done[index] = event.score
+        return [done[index] for index in sorted(done)]
+
     def close(self) -> None:
         """Stop what isn't finished."""
         if not self.is_finished:
             self._worker.cancel(self._ticket)
 
-    def _hear(self, index: int, event: Delta | TunesmithError) -> None:
+    async def _next(self) -> tuple[int, Delta | ScoreDone]:
+        index, event = await self._heard.get()
+        if isinstance(event, TunesmithError):
+            raise event
+        self._unfinished -= _is_last(event)
+        return index, event
+
+    def _hear(self, index: int, event: Delta | ScoreDone | TunesmithError) -> None:
         # A loop that is closed has nobody left who could listen.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._heard.put_nowait, (index, event))
@@ -78,8 +95,8 @@ class AsyncAnswers:
 class Answers:
     """As `AsyncAnswers`, for a plain thread: iterate over it; leaving its `with` block stops what isn't finished."""
 
-    def __init__(self, worker: Worker, requests: Sequence[Request]) -> None:
-        self._heard: queue.SimpleQueue[tuple[int, Delta | TunesmithError]] = queue.SimpleQueue()
+    def __init__(self, worker: Worker, requests: Sequence[Request | ScoreRequest]) -> None:
+        self._heard: queue.SimpleQueue[tuple[int, Delta | ScoreDone | TunesmithError]] = queue.SimpleQueue()
         self._worker = worker
         self._unfinished = len(requests)
         self._ticket = worker.submit(requests, lambda index, event: self._heard.put((index, event)))
@@ -99,10 +116,28 @@ class Answers:
         Raises:
             TunesmithError: an answer can't be finished.
         """
+        for index, event in self._events():
+            assert isinstance(event, Delta)
+            yield index, event
+
+    def scores(self) -> list[Score]:
+        """Wait for all scores, where scores were asked for; in the order of the requests.
+
+        Raises:
+            TunesmithError: one can't be computed.
+        """
+        done = {index: event.score for index, event in self._events() if isinstance(event, ScoreDone)}
+        return [done[index] for index in sorted(done)]
+
+    def _events(self) -> Iterator[tuple[int, Delta | ScoreDone]]:
         while self._unfinished:
             index, event = self._heard.get()
             if isinstance(event, TunesmithError):
                 raise event
-            if event.completion is not None:
-                self._unfinished -= 1
+            self._unfinished -= _is_last(event)
             yield index, event
+
+
+def _is_last(event: Delta | ScoreDone) -> bool:
+    """Whether nothing more comes for this request."""
+    return isinstance(event, ScoreDone) or event.completion is not None

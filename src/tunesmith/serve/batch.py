@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from tunesmith.errors import AnsweringInterrupted, DataError, RequestError
 from tunesmith.generate.completion import Completion, TokenLogprob
-from tunesmith.generate.request import Request
+from tunesmith.generate.request import Delta, Request
 from tunesmith.record.atomic import write_json
 from tunesmith.record.hashing import sha256_json
 from tunesmith.record.lines import JsonLines
@@ -132,7 +132,7 @@ class _Feed:
             if not self._flying:
                 return
             for delta in engine.step():
-                if delta.completion is not None:
+                if isinstance(delta, Delta) and delta.completion is not None:
                     number, row = self._flying.pop(delta.request_id)
                     done[number] = (row, delta.completion)
                     progress.count(delta.completion)

@@ -9,13 +9,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from tunesmith.errors import RequestError, TunesmithError
-from tunesmith.generate.request import Delta, Request
+from tunesmith.generate.request import Delta, Request, ScoreDone, ScoreRequest
 from tunesmith.serve.answering import OpenModel
 from tunesmith.serve.turns import Turns
 
-#: Hears what becomes of one request of a ticket: its index, and a delta or the error that ended it. Called from the
-#: worker's thread, so it must return at once and never raise.
-Listener = Callable[[int, Delta | TunesmithError], None]
+#: Hears what becomes of one request of a ticket: its index, and a delta, its score, or the error that ended it. Called
+#: from the worker's thread, so it must return at once and never raise.
+Listener = Callable[[int, Delta | ScoreDone | TunesmithError], None]
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 class Ticket:
     """Requests that were submitted together, until each is finished."""
 
-    requests: tuple[Request, ...]
+    requests: tuple[Request | ScoreRequest, ...]
     listener: Listener
     running: dict[int, int] = field(default_factory=dict)  # engine's request id -> index
     is_started: bool = False
@@ -77,7 +77,7 @@ class Worker:
         """How many requests are waiting or in flight."""
         return self._unfinished
 
-    def submit(self, requests: Sequence[Request], listener: Listener) -> Ticket:
+    def submit(self, requests: Sequence[Request | ScoreRequest], listener: Listener) -> Ticket:
         """Queue requests, all or none; `listener` hears of each until it ends.
 
         Raises:
@@ -85,7 +85,10 @@ class Worker:
                 (`code="overloaded"`).
         """
         for request in requests:
-            self.opened.engine.check(request)
+            if isinstance(request, ScoreRequest):
+                self.opened.engine.check_score(request)
+            else:
+                self.opened.engine.check(request)
         if len(requests) > self._capacity:
             raise RequestError(
                 f"This server gives at most {self._capacity} answers at once.",
@@ -151,9 +154,9 @@ class Worker:
                 if is_closing:
                     break
                 with self._turns.take():
-                    deltas = self.opened.engine.step()
-                for delta in deltas:
-                    self._tell(delta)
+                    events = self.opened.engine.step()
+                for event in events:
+                    self._tell(event)
             # Whatever went wrong, the next request must find a working model; the fault is logged and told.
             except Exception as error:
                 _log.exception("%s failed while answering", self.opened.name)
@@ -181,18 +184,22 @@ class Worker:
             elif not ticket.is_started:
                 ticket.is_started = True
                 for index, request in enumerate(ticket.requests):
-                    request_id = self.opened.engine.add(request)
+                    request_id = self._add(request)
                     ticket.running[request_id] = index
                     self._owners[request_id] = ticket
 
-    def _tell(self, delta: Delta) -> None:
-        ticket = self._owners[delta.request_id]
-        index = ticket.running[delta.request_id]
-        if delta.completion is not None:
-            del ticket.running[delta.request_id], self._owners[delta.request_id]
+    def _add(self, request: Request | ScoreRequest) -> int:
+        engine = self.opened.engine
+        return engine.add_score(request) if isinstance(request, ScoreRequest) else engine.add(request)
+
+    def _tell(self, event: Delta | ScoreDone) -> None:
+        ticket = self._owners[event.request_id]
+        index = ticket.running[event.request_id]
+        if isinstance(event, ScoreDone) or event.completion is not None:
+            del ticket.running[event.request_id], self._owners[event.request_id]
             self._release(1)
         if not ticket.is_cancelled:
-            ticket.listener(index, delta)
+            ticket.listener(index, event)
 
     def _fail_all(self, error: TunesmithError) -> None:
         """End every request that was started with `error`."""
