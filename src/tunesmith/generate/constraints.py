@@ -34,7 +34,7 @@ _JSON_SPACE = r" |\n {0,40}|\n\t{0,10}"
 _LIMITS = LLParserLimits(max_items_in_row=20_000, step_max_items=200_000, verbose_errors=False)
 
 #: A compilation that takes longer is given up by the request; few may run at once, as nothing can stop them.
-_COMPILE_SECONDS = 10.0
+_COMPILE_SECONDS = 30.0
 _COMPILATIONS = threading.BoundedSemaphore(4)
 #: llguidance calls itself for each level of nesting; this is only ever touched as far as it is needed.
 _STACK_BYTES = 256 * 2**20
@@ -84,7 +84,7 @@ class Constraints:
                 `invalid_regex`, `invalid_grammar`, `invalid_choice`); or too many forms are being compiled
                 (`overloaded`).
         """
-        key = hashlib.sha256(spec.model_dump_json().encode(errors="replace")).hexdigest()
+        key = hashlib.sha256(repr(spec).encode()).hexdigest()  # keeps the order of properties
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
