@@ -58,7 +58,7 @@ def draw(logits: Tensor, wishes: Wishes) -> list[int]:
     """
     wishes = wishes._replace(top_k=wishes.top_k.where(wishes.top_k < logits.shape[1], 0.0))
     order = leading(logits, _BLOCKS[0])
-    mass = weight_sums(logits, order.values[:, 0], wishes.temperature)
+    mass = weight_sums(logits, order.peaks, wishes.temperature)
     is_finite = mass.isfinite()
     ids, is_certain = _pick(order, mass, wishes)
     for blocks in _BLOCKS[1:]:
@@ -106,7 +106,7 @@ def _pick(order: Leading, mass: Tensor, wishes: Wishes) -> tuple[Tensor, Tensor]
     """
     count = order.values.shape[1]
     temperature = wishes.temperature.clamp(min=_LEAST_TEMPERATURE)[:, None]
-    weights = ((order.values - order.values[:, :1]).double() / temperature).exp_()
+    weights = ((order.values - order.peaks[:, None]).double() / temperature).exp_()
     places = torch.arange(count, device=weights.device)
     weights.masked_fill_(places >= order.counts[:, None], 0.0)
     sums = weights.cumsum(1)

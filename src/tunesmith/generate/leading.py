@@ -26,12 +26,14 @@ class Leading:
         ids: (rows, n) int64, their places in the row; equal values have ascending ids.
         counts: (rows,) int64, how many of them there are.
         is_whole: (rows,) bool, whether nothing else in the row is above minus infinity.
+        peaks: (rows,) float32, each row's greatest, also where there are too many equal ones to put any in order.
     """
 
     values: Tensor
     ids: Tensor
     counts: Tensor
     is_whole: Tensor
+    peaks: Tensor
 
 
 def leading(rows: Tensor, blocks: int | None) -> Leading:
@@ -47,7 +49,7 @@ def leading(rows: Tensor, blocks: int | None) -> Leading:
     if blocks is None or 2 * blocks >= width:
         values, ids = _descending(rows, torch.arange(size, device=rows.device).expand(count, size))
         counts = (values > -torch.inf).sum(1)
-        return Leading(values, ids, counts, torch.ones_like(counts, dtype=torch.bool))
+        return Leading(values, ids, counts, torch.ones_like(counts, dtype=torch.bool), rows.amax(1))
     maxima = rows[:, : width * _BLOCK].view(count, _BLOCK, width).amax(1)
     found = maxima.topk(blocks, dim=1, sorted=False)
     bound = found.values.amin(1)
@@ -57,10 +59,11 @@ def leading(rows: Tensor, blocks: int | None) -> Leading:
     behind = torch.arange(width * _BLOCK, size, device=rows.device).expand(count, -1)
     ids = torch.cat([inside, behind], 1)
     values = rows.gather(1, ids)
+    peaks = values.amax(1)
     is_leading = values > bound[:, None]
     counts = is_leading.sum(1)
     values, ids = _descending(*_packed(values, ids, is_leading, counts))
-    return Leading(values, ids, counts, bound == -torch.inf)
+    return Leading(values, ids, counts, bound == -torch.inf, peaks)
 
 
 def _packed(values: Tensor, ids: Tensor, is_kept: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -146,9 +146,8 @@ def _own_logits(logits: Tensor, rows: Sequence[int], samplers: Sequence[Sampler]
     order = leading(kept, most + 1)
     if bool(((order.counts < most) & ~order.is_whole).any()):  # many equal ones
         order = leading(kept, None)
-    peaks = kept.amax(1)  # with no likeliest tokens asked for, the order may be empty
     ones = torch.ones(len(rows), dtype=torch.float64, device=logits.device)
-    log_mass = weight_sums(kept, peaks, ones).log() + peaks.double()
+    log_mass = weight_sums(kept, order.peaks, ones).log() + order.peaks.double()
     values = (order.values[:, :most].double() - log_mass[:, None]).tolist()
     pairs = [tuple(zip(ids, row, strict=True)) for ids, row in zip(order.ids[:, :most].tolist(), values, strict=True)]
     return _Own(kept, log_mass, [top[: samplers[row].spec.top_logprobs] for row, top in zip(rows, pairs, strict=True)])
