@@ -21,7 +21,7 @@ TEST_PROCESSES ?= logical
 
 .PHONY: help
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: .venv/.installed  ## the whole path on bundled real data: check, tune, prove, serve
@@ -45,7 +45,7 @@ format: .venv/.installed-dev  ## mend style where a tool can
 	$(BIN)/ruff format src tests bench scripts
 
 .PHONY: bench
-bench: bench-demo bench-training  ## measure everything that needs no GPU, and write docs/benchmarks.md
+bench: bench-demo bench-training bench-generate  ## measure everything that needs no GPU, and write docs/benchmarks.md
 
 .PHONY: bench-demo
 bench-demo: .venv/.installed-dev  ## measure the demo: time, memory and quality
@@ -57,9 +57,17 @@ bench-training: .venv/.installed-dev  ## measure training against its peers, whi
 	$(BIN)/python bench/anatomy.py
 	$(BIN)/python bench/plan.py
 
+.PHONY: bench-generate
+bench-generate: .venv/.installed-dev  ## measure generation against transformers, and vLLM where it is (a quarter of an hour)
+	$(BIN)/python bench/generate.py $(ARGS)
+
 .PHONY: bench-gpu
 bench-gpu: .venv/.installed-dev  ## measure training on an NVIDIA GPU
 	cd bench && ../$(BIN)/python -m gpu.training $(ARGS)
+
+.PHONY: bench-generate-gpu
+bench-generate-gpu: .venv/.installed-dev  ## measure generation on an NVIDIA GPU
+	cd bench && ../$(BIN)/python -m gpu.generate $(ARGS)
 
 .PHONY: docs
 docs: .venv/.installed-dev  ## write the generated parts of docs/ again

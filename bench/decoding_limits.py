@@ -46,11 +46,11 @@ def step_cost(size: ModelSize) -> StepCost:
     return StepCost(weights * _DTYPE.itemsize, 2 * weights, size.cache_bytes_per_token(_DTYPE))
 
 
-def read_bandwidth(seconds: float, buffer_bytes: int = _BUFFER_BYTES) -> float:
-    """Return how many bytes a second the processor reads, the best of several ways."""
-    numbers = torch.ones(buffer_bytes // 4)
+def read_bandwidth(seconds: float, buffer_bytes: int = _BUFFER_BYTES, device: torch.device | None = None) -> float:
+    """Return how many bytes a second the device (the CPU by default) reads, the best of several ways."""
+    numbers = torch.ones(buffer_bytes // 4, device=device)
     words = numbers.view(torch.int64)
-    matrix, vector = numbers.view(64, -1), torch.ones(numbers.numel() // 64)
+    matrix, vector = numbers.view(64, -1), torch.ones(numbers.numel() // 64, device=device)
     target = torch.empty_like(numbers)
     ways: tuple[tuple[Callable[[], object], int], ...] = (
         (numbers.sum, buffer_bytes),
@@ -58,7 +58,7 @@ def read_bandwidth(seconds: float, buffer_bytes: int = _BUFFER_BYTES) -> float:
         (lambda: matrix @ vector, buffer_bytes),
         (lambda: target.copy_(numbers), 2 * buffer_bytes),
     )
-    return max(moved / _seconds_each(way, seconds / len(ways)) for way, moved in ways)
+    return max(moved / _seconds_each(way, seconds / len(ways), device) for way, moved in ways)
 
 
 def step_products(size: ModelSize, rows: int, seconds: float, *, pack: bool) -> float:
@@ -100,13 +100,16 @@ def measure_limits_apart(folder: Path, rows: list[int], seconds: float = _SECOND
     return found
 
 
-def _seconds_each(work: Callable[[], object], seconds: float) -> float:
+def _seconds_each(work: Callable[[], object], seconds: float, device: torch.device | None = None) -> float:
     """Return the best time of work that is repeated for about `seconds`, at least three times."""
+    is_cuda = device is not None and device.type == "cuda"
     times: list[float] = []
     ends = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < ends:
         started = time.perf_counter()
         work()
+        if is_cuda:
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
     return min(times)
 

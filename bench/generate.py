@@ -86,9 +86,9 @@ def _keep(file: Path, results: dict[str, Any], parts: dict[str, Any]) -> None:
     write_json(file, results)
 
 
-def main() -> None:
+def main(values: list[str] | None = None) -> None:
     """Measure, write the page, and say which bars are met."""
-    asked = arguments()
+    asked = arguments(values)
     results: dict[str, Any] = json.loads(asked.results.read_text(encoding="utf-8")) if asked.results.exists() else {}
     if not asked.page_only:
         measure(asked, results)

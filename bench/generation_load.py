@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from openai import AsyncOpenAI
+from openai import APIError, AsyncOpenAI
 
 from generation_sides import OURS, GenerationSide, python_of
 from sides import Environments, SideFailure, side_environment
@@ -93,7 +93,7 @@ def measure_load(
         print(f"  {side.name}'s server", file=sys.stderr, flush=True)
         try:
             with served(side, folder, environments, home) as address:
-                runs[side.name] = asyncio.run(_all_rates(address, questions, scale, new_tokens))
+                runs[side.name] = _all_rates(address, questions, scale, new_tokens)
         except SideFailure as failure:
             if side is OURS:
                 raise
@@ -135,8 +135,19 @@ def served(side: GenerationSide, folder: Path, environments: Environments, home:
                 process.wait()
 
 
-async def _all_rates(address: str, questions: Sequence[str], scale: float, new_tokens: int) -> list[dict[str, Any]]:
-    """Ask a server's one model at all rates, one after the other."""
+def _all_rates(address: str, questions: Sequence[str], scale: float, new_tokens: int) -> list[dict[str, Any]]:
+    """Ask a server's one model at all rates, one after the other.
+
+    Raises:
+        SideFailure: it refuses, or an answer isn't what was asked for.
+    """
+    try:
+        return asyncio.run(_ask_all(address, questions, scale, new_tokens))
+    except APIError as error:
+        raise SideFailure(f"failed: {error}") from error
+
+
+async def _ask_all(address: str, questions: Sequence[str], scale: float, new_tokens: int) -> list[dict[str, Any]]:
     left = iter(questions)
     found = []
     client = AsyncOpenAI(base_url=address, api_key="none", timeout=_REQUEST_SECONDS, max_retries=0)

@@ -21,7 +21,7 @@ import torch
 from benchmark_page import write_section
 from gpu.page import section, target_line
 from gpu.sides import RANK, SIDES, Figures
-from gpu.work import ADAPTERS, FULL, ROWS, TINY, AdapterName, RowsName, Scale, make_steps, shape_size
+from gpu.work import ADAPTERS, FULL, ROWS, TINY, AdapterName, RowsName, Scale, device_for, make_steps, shape_size
 from machine import machine_table
 from matrix_rate import best_rate, measure
 from operations import step_work
@@ -40,22 +40,6 @@ def arguments(values: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--one", nargs=3, metavar=("SIDE", "ADAPTER", "ROWS"), help="one measurement, printed as JSON")
     parser.add_argument("--rate", action="store_true", help="the matrix rate alone, printed as JSON")
     return parser.parse_args(values)
-
-
-def device_for(scale: Scale) -> torch.device:
-    """Return where to measure.
-
-    Raises:
-        SystemExit: there is no GPU, and the shape isn't the tiny one.
-    """
-    if torch.cuda.is_available():
-        return torch.device("cuda", 0)
-    if scale is TINY:
-        return torch.device("cpu")
-    raise SystemExit(
-        "This benchmark needs an NVIDIA GPU with about 80 GB, and PyTorch sees none here. "
-        "With --tiny it tries itself out on any machine."
-    )
 
 
 def matrix_rate(scale: Scale, device: torch.device) -> float:

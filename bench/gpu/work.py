@@ -91,6 +91,22 @@ TINY = Scale(
 )
 
 
+def device_for(scale: Scale) -> torch.device:
+    """Return where to measure.
+
+    Raises:
+        SystemExit: there is no GPU, and the shape isn't the tiny one.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if scale is TINY:
+        return torch.device("cpu")
+    raise SystemExit(
+        "This benchmark needs an NVIDIA GPU with about 80 GB, and PyTorch sees none here. "
+        "With the tiny shape it tries itself out on any machine."
+    )
+
+
 def make_model(scale: Scale, device: torch.device, attention: str | None = None) -> Any:
     """Return the model with the same random weights for every side, frozen, in bf16."""
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
-"""The sides of the training benchmark: one script for each, run as a process of its own in its own environment.
+"""The sides of the benchmarks: one script for each, run as a process of its own in its own environment.
 
     PYTHON bench/peers/SIDE.py JOB.json
 
-A script reads a job (`clock.Job`) and writes a result (`clock.StepClock.write`). Scripts of peers import nothing of
-Tunesmith; `clock.py` needs the standard library alone.
+A script reads a job (`clock.Job` to train, `waves.GenerateJob` to generate) and writes a result. Scripts of peers
+import nothing of Tunesmith; `clock.py` and `waves.py` need the standard library alone.
 """

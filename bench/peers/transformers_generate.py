@@ -9,27 +9,9 @@ from typing import Any
 
 import torch
 from clock import peak_memory_bytes
+from token_watch import TokenWatch
 from transformers import AutoModelForCausalLM
-from transformers.generation.streamers import BaseStreamer
 from waves import BatchClock, GenerateJob, Results, Wave
-
-
-class _Watch(BaseStreamer):  # type: ignore[misc]
-    """Hears each step's tokens; first it hears the prompts."""
-
-    def __init__(self, clock: BatchClock) -> None:
-        self._clock = clock
-        self._has_prompts = False
-
-    def put(self, value: torch.Tensor) -> None:
-        """Note one token of every request."""
-        if self._has_prompts:
-            for request in range(value.numel()):
-                self._clock.arrived(request)
-        self._has_prompts = True
-
-    def end(self) -> None:
-        """Nothing is left to do."""
 
 
 def main() -> None:
@@ -55,7 +37,7 @@ def _answer(model: Any, wave: Wave, prompts: tuple[tuple[int, ...], ...]) -> dic
     ids = torch.tensor([(0,) * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([(0,) * (width - len(prompt)) + (1,) * len(prompt) for prompt in prompts])
     output = model.generate(
-        ids, attention_mask=mask, max_new_tokens=wave.new_tokens, do_sample=False, streamer=_Watch(clock)
+        ids, attention_mask=mask, max_new_tokens=wave.new_tokens, do_sample=False, streamer=TokenWatch(clock.arrived)
     )
     figures: dict[str, Any] = clock.figures(output[:, width:].numel())
     return figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import packages_distributions
 from typing import Any
 
 from clock import peak_memory_bytes
@@ -26,7 +27,8 @@ def main() -> None:
     for number, wave in enumerate(job.waves):
         batches = enumerate(wave.batches)
         results.add(wave, [_answer(llm.llm_engine, wave, batch, f"{number}-{at}") for at, batch in batches])
-    results.write(("vllm", "torch", "transformers"), peak_memory_bytes())
+    # Its builds have names of their own.
+    results.write((packages_distributions()["vllm"][0], "torch", "transformers"), peak_memory_bytes())
 
 
 def _answer(engine: Any, wave: Wave, prompts: tuple[tuple[int, ...], ...], name: str) -> dict[str, Any]:
