@@ -10,6 +10,7 @@ from tunesmith.data.examples import Conversation, Message, ToolCall
 from tunesmith.data.strict_json import JsonFault, parse_json
 from tunesmith.errors import RequestError
 from tunesmith.generate.completion import Completion, TokenLogprob
+from tunesmith.rest.forms import output_of
 from tunesmith.rest.reading import unsupported
 from tunesmith.rest.tools import ToolUse
 from tunesmith.rest.wire import (
@@ -50,7 +51,11 @@ def conversation_of(request: ChatRequest) -> Conversation:
 
 
 def sampling_of(request: ChatRequest, default_max_tokens: int) -> SamplingSpec:
-    """Return how the answers are to be drawn; more tokens than the context holds end with `length`."""
+    """Return how the answers are to be drawn; more tokens than the context holds end with `length`.
+
+    Raises:
+        RequestError: the form of the answers can't be asked for like this.
+    """
     limit = request.max_completion_tokens or request.max_tokens or default_max_tokens
     return SamplingSpec(
         temperature=request.temperature,
@@ -68,6 +73,7 @@ def sampling_of(request: ChatRequest, default_max_tokens: int) -> SamplingSpec:
         n=request.n,
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
+        output=output_of(request),
     )
 
 

@@ -20,7 +20,6 @@ IGNORED = frozenset(
 
 #: Fields that would change the answer and that this server doesn't have; each with the values that change nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "store": (False,),
     "audio": (),
@@ -95,6 +94,32 @@ class WireStreamOptions(_Wire):
     include_obfuscation: bool | None = None
 
 
+class WireJsonSchema(_Wire):
+    """The schema that answers must fit; it is kept to, `strict` or not."""
+
+    name: str = Field(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")
+    description: str | None = None
+    json_schema: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class WireResponseFormat(_Wire):
+    """The form of the answers."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: WireJsonSchema | None = None
+
+
+class WireStructuredOutputs(_Wire):
+    """vLLM's way to ask for a form, which OpenAI's client sends as `extra_body`; exactly one field is given."""
+
+    json_schema: dict[str, Any] | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = Field(None, min_length=1, max_length=10_000)
+    choice: list[str] | None = Field(None, min_length=1, max_length=10_000)
+    grammar: str | None = Field(None, min_length=1, max_length=100_000)
+
+
 class ChatRequest(_Wire):
     """The fields of `POST /v1/chat/completions` that have an effect; null stands for the default."""
 
@@ -107,12 +132,14 @@ class ChatRequest(_Wire):
     max_tokens: int | None = Field(None, ge=1)
     stop: Any = Field(None, json_schema_extra={"anyOf": [{"type": "string"}, {"type": "array", "maxItems": 4}]})
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    response_format: WireResponseFormat | None = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
     presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
     logit_bias: dict[str, _Bias] = Field(default_factory=dict, max_length=1024)
     # vLLM's, which OpenAI's client sends as `extra_body`; a top-k of -1 means all tokens there.
+    structured_outputs: WireStructuredOutputs | None = None
     top_k: int = Field(0, ge=-1)
     min_p: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     repetition_penalty: float = Field(1.0, gt=0, le=10, allow_inf_nan=False)

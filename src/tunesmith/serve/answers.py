@@ -84,6 +84,7 @@ class AsyncAnswers:
         if isinstance(event, TunesmithError):
             raise event
         self._unfinished -= _is_last(event)
+        _check(event)
         return index, event
 
     def _hear(self, index: int, event: Delta | ScoreDone | TunesmithError) -> None:
@@ -135,9 +136,16 @@ class Answers:
             if isinstance(event, TunesmithError):
                 raise event
             self._unfinished -= _is_last(event)
+            _check(event)
             yield index, event
 
 
 def _is_last(event: Delta | ScoreDone) -> bool:
     """Whether nothing more comes for this request."""
     return isinstance(event, ScoreDone) or event.completion is not None
+
+
+def _check(event: Delta | ScoreDone) -> None:
+    """Raise what ended an answer that couldn't go on."""
+    if isinstance(event, Delta) and event.completion is not None and event.completion.error is not None:
+        raise event.completion.error
