@@ -4,57 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
-from functools import cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
-from tiny_models import SPEAKING_FAMILIES, tiny_tokenizer
+from calling_models import KINDS, NAMES, form, renderer
+from tiny_models import tiny_tokenizer
 from tunesmith.chat.call_probe import find_format
 from tunesmith.chat.call_stream import CallStream, read_calls
 from tunesmith.chat.renderer import ChatRenderer
-from tunesmith.chat.tool_calls import ToolCallFormat
 from tunesmith.data.examples import Conversation, Message, ToolCall
 
-#: Mistral since its 11th tokenizer: a call is a name, an id and arguments.
-NAMED = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}"
-    "{{ m.content }}{% for c in m.tool_calls or [] %}[TOOL_CALLS]{{ c.function.name }}[CALL_ID]{{ c.id }}"
-    "[ARGS]{{ c.function.arguments | tojson }}{% endfor %}{{ eos_token }}{% endif %}{% endfor %}"
-)
-#: As DeepSeek does it: calls inside two kinds of brackets.
-BRACKETS = (
-    "{% for m in messages %}{% if m.role == 'user' %}User: {{ m.content }}{% else %}Assistant: {{ m.content }}"
-    "{% for c in m.tool_calls or [] %}{{ '<calls><call>' if loop.first else '\n<call>' }}function<sep>"
-    "{{ c.function.name }}\n```json\n{{ c.function.arguments | tojson }}\n```</call>{{ '</calls>' if loop.last }}"
-    "{% endfor %}{{ eos_token }}{% endif %}{% endfor %}{{ 'Assistant: ' if add_generation_prompt }}"
-)
 NO_CALLS = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ 'x' if tools }}{{ eos_token }}{% endfor %}"
-KINDS = (*SPEAKING_FAMILIES, "named", "brackets", "plain")
-NAMES = ("book", "book_all", "Pay-2")
-
-
-@cache
-def renderer(kind: str) -> ChatRenderer:
-    if kind == "plain":
-        backend = tiny_tokenizer("llama").backend_tokenizer
-        return ChatRenderer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|eot_id|>"))
-    if kind == "named":
-        return ChatRenderer(tiny_tokenizer("mistral"), "{{ '' if tools }}" + NAMED)
-    if kind == "brackets":
-        return ChatRenderer(tiny_tokenizer("qwen2"), "{{ '' if tools }}" + BRACKETS)
-    return ChatRenderer(tiny_tokenizer(kind))
-
-
-@cache
-def form(kind: str) -> ToolCallFormat:
-    found = find_format(renderer(kind))
-    assert found is not None
-    return found
-
-
 _CHARACTERS = st.characters(exclude_categories=["Cs", "Cn"])
 _TEXT = st.lists(
     st.one_of(
@@ -125,7 +87,7 @@ def cut(text: str, places) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(edges)]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(answers(), st.lists(st.integers(0, 10**6), max_size=12), st.booleans())
 def test_calls_are_read_back_as_they_were_written(answer, places, is_certain):
     kind, message = answer
@@ -149,7 +111,7 @@ _MARKS = (
 )  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(KINDS), st.lists(st.sampled_from(_MARKS), max_size=10), st.lists(st.integers(0, 10**6)))
 def test_whatever_a_model_writes_a_stream_says_the_same_as_the_whole(kind, marks, places):
     text = "".join(marks)

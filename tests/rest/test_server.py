@@ -77,6 +77,8 @@ def is_envelope(reply):
         ({"store": True}, "store", "unsupported_parameter"),
         ({"functions": []}, "functions", "unsupported_parameter"),
         ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]},
+         "tools[0].function.parameters", "invalid_function_parameters"),
         ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice", "invalid_value"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}},
          "tool_choice", "invalid_value"),

@@ -71,11 +71,9 @@ def call_grammar(
 def _arguments_schema(form: ToolCallFormat, function: Mapping[str, Any]) -> dict[str, Any]:
     schema = dict(function.get("parameters") or _NO_ARGUMENTS)
     schema.setdefault("type", "object")
-    settings: dict[str, Any] = {"lenient": not function.get("strict")}
-    if form.separators is not None:
-        item, key = form.separators
-        settings |= {"whitespace_flexible": False, "item_separator": item, "key_separator": key}
-    return {"x-guidance": settings, **schema}
+    item, key = form.separators
+    settings = {"lenient": not function.get("strict"), "whitespace_flexible": False}
+    return {**schema, "x-guidance": settings | {"item_separator": item, "key_separator": key}}
 
 
 def _json_start(form: ToolCallFormat, schema: Mapping[str, Any]) -> list[str]:
@@ -100,7 +98,7 @@ def _free_start(form: ToolCallFormat) -> list[str]:
         return [f"start: WORDS | {_tag(form)} calls", r"WORDS: /(\s*[^{\s](.|\n)*)?/"]
     words = r"WORDS: /(.|\n)*/"
     trigger = _trigger(form)
-    if dict(form.added).get(trigger) in form.shown_ids:  # no text holds it, so words end there by themselves
+    if _special_id(form, trigger) is not None:  # no text holds it, so words end there by themselves
         return [f"start: WORDS | WORDS {_symbols(form, trigger)} calls", words]
     return ["start: WORDS | trigger calls", words, f"trigger[lazy]: WORDS {json.dumps(trigger)}"]
 
@@ -118,9 +116,20 @@ def _tag(form: ToolCallFormat) -> str:
 
 
 def _symbols(form: ToolCallFormat, text: str) -> str:
-    """Return what stands for `text` in a grammar: the tokenizer's own tokens by their ids, as training saw them."""
-    added = dict(form.added)
-    return " ".join(
-        f"<[{added[piece]}]>" if piece in added else "CALL_ID" if piece == form.call_id else json.dumps(piece)
-        for piece in form.pieces(text)
-    )
+    """Return what stands for `text` in a grammar: special tokens, which aren't text, by their ids."""
+    symbols = []
+    words = ""
+    for piece in [*form.pieces(text), ""]:
+        token_id = _special_id(form, piece)
+        if token_id is None and piece not in ("", form.call_id):
+            words += piece
+            continue
+        symbols += [json.dumps(words)] if words else []
+        symbols += ["CALL_ID"] if piece == form.call_id else [f"<[{token_id}]>"] if token_id is not None else []
+        words = ""
+    return " ".join(symbols)
+
+
+def _special_id(form: ToolCallFormat, name: str) -> int | None:
+    token_id = dict(form.added).get(name)
+    return token_id if token_id in form.shown_ids else None

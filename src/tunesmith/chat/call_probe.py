@@ -130,12 +130,10 @@ def _glue(renderer: ChatRenderer, alone: str) -> str:
     return glue if not glue.strip() else ""
 
 
-def _separators(text: str, arguments: Any) -> tuple[str, str] | None:
+def _separators(text: str, arguments: Any) -> tuple[str, str]:
     """Return what stands between the members of the arguments in `text`, and behind their names."""
-    for separators in ((", ", ": "), (",", ":")):
-        if json.dumps(arguments, ensure_ascii=False, separators=separators) in text:
-            return separators
-    return None
+    compact = (",", ":")
+    return compact if json.dumps(arguments, separators=compact) in text else (", ", ": ")
 
 
 def _find(text: str, call: ToolCall) -> _Found | None:

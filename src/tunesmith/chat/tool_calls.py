@@ -25,7 +25,7 @@ class ToolCallFormat:
         arguments_key: the key of the arguments in a call's object.
         call_id: what stands for a call's id in `middle` and `tail`.
         added: names and ids of the tokenizer's own tokens in these texts and of `tag`.
-        separators: what the template puts between the arguments and behind their names; None: something else.
+        separators: what the template puts between the members of the arguments, and behind their names.
         tag: name of a token that may stand before a bare call, though the template leaves it out (Llama 3).
         shown_ids: special tokens of calls; they must be kept in an answer's text for calls to be found in it.
     """
@@ -41,7 +41,7 @@ class ToolCallFormat:
     arguments_key: str | None
     call_id: str
     added: tuple[tuple[str, int], ...]
-    separators: tuple[str, str] | None
+    separators: tuple[str, str]
     tag: str | None
     shown_ids: frozenset[int]
 

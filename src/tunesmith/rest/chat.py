@@ -16,12 +16,13 @@ from starlette.types import Receive, Scope, Send
 
 from tunesmith.chat.call_stream import CallStream, Pieces
 from tunesmith.data.examples import Conversation
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, RequestError
 from tunesmith.generate.completion import Completion
 from tunesmith.generate.request import Delta
 from tunesmith.generate.request import Request as Prompt
 from tunesmith.rest.errors import WireFault, model_not_found, model_unavailable, wire_error
-from tunesmith.rest.tools import ToolUse, call_deltas, with_tools
+from tunesmith.rest.forms import blame_form
+from tunesmith.rest.tools import ToolUse, blame_tools, call_deltas, with_tools
 from tunesmith.rest.translate import (
     choice_of,
     conversation_of,
@@ -92,8 +93,20 @@ def _prompt(
     Raises:
         RequestError: it can't be answered.
     """
-    prompt = opened.request(conversation, sampling)
-    return with_tools(prompt, request, opened.call_format) if request.tools else (prompt, None)
+    try:
+        prompt = opened.request(conversation, sampling)
+    except RequestError as error:
+        blame_form(error, request)
+        raise
+    if not request.tools:
+        return prompt, None
+    prompt, tools = with_tools(prompt, request, opened.call_format)
+    if tools is not None and tools.is_certain:
+        try:
+            opened.engine.check(prompt.expand()[0])
+        except RequestError as error:
+            raise blame_tools(error) from error
+    return prompt, tools
 
 
 async def find_model(name: str, pool: ModelPool) -> ServedModel:

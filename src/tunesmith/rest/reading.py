@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from tunesmith.data.strict_json import JsonFault, parse_json
 from tunesmith.errors import RequestError
-from tunesmith.rest.tools import tool_choice_of
+from tunesmith.rest.tools import check_parameters, tool_choice_of
 from tunesmith.rest.wire import IGNORED, UNSUPPORTED, ChatRequest
 
 _TYPES = {
@@ -94,6 +94,7 @@ def _check_together(request: ChatRequest) -> None:
         )
     _check_stop(request.stop)
     _check_logit_bias(request.logit_bias)
+    check_parameters(request)
     tool_choice_of(request)
 
 
@@ -174,6 +175,21 @@ def _invalid(found: ErrorDetails) -> RequestError:
         return RequestError(
             f"Invalid '{param}': {what} too long. Expected at most {found['ctx']['max_length']} elements.",
             code=f"{what}_above_max_length",
+            param=param,
+        )
+    if kind == "string_too_long":
+        most = found["ctx"]["max_length"]
+        return RequestError(
+            f"Invalid '{param}': string too long. Expected a string with maximum length {most}, but got a string with "
+            f"length {len(value)} instead.",
+            code="string_above_max_length",
+            param=param,
+        )
+    if kind == "string_pattern_mismatch":
+        return RequestError(
+            f"Invalid '{param}': string does not match pattern. Expected a string that matches the pattern "
+            f"'{found['ctx']['pattern']}'.",
+            code="invalid_value",
             param=param,
         )
     return RequestError(f"Invalid '{param}': {found['msg']}.", code="invalid_value", param=param)

@@ -11,8 +11,9 @@ from tunesmith.chat.call_stream import CallPiece, CallStream, read_calls
 from tunesmith.chat.tool_calls import ToolCallFormat
 from tunesmith.data.examples import ToolCall
 from tunesmith.errors import RequestError
+from tunesmith.generate.form_checks import check_form
 from tunesmith.generate.request import Request
-from tunesmith.rest.wire import ChatRequest
+from tunesmith.rest.wire import ChatRequest, WireFunction
 from tunesmith.specs.generation import JsonObjectSpec, JsonSchemaSpec, OutputSpec
 
 
@@ -122,19 +123,23 @@ def with_tools(prompt: Request, wire: ChatRequest, form: ToolCallFormat | None) 
             code="unsupported_parameter",
             param="tool_choice",
         )
-    allowed = [tool for tool in wire.tools if choice.names is None or tool.function.name in choice.names]
+    allowed = [
+        (place, tool)
+        for place, tool in enumerate(wire.tools)
+        if choice.names is None or tool.function.name in choice.names
+    ]
     output = prompt.sampling.output
     is_forced = (
         choice.mode == "required"
         or choice.names is not None
         or not wire.parallel_tool_calls
         or output is not None
-        or any(tool.function.strict for tool in allowed)
+        or any(tool.function.strict for _, tool in allowed)
     )
     if is_forced:
         grammar = call_grammar(
             form,
-            [tool.model_dump(exclude_none=True) for tool in allowed],
+            [{"function": _function(tool.function, place)} for place, tool in allowed],
             is_required=choice.mode == "required",
             # Choosing one function by name means one call of it.
             is_several=wire.parallel_tool_calls and not _is_named(wire.tool_choice),
@@ -143,6 +148,54 @@ def with_tools(prompt: Request, wire: ChatRequest, form: ToolCallFormat | None) 
         prompt = replace(prompt, sampling=prompt.sampling.model_copy(update={"output": grammar}))
     names = tuple(tool.function.name for tool in wire.tools)
     return replace(prompt, shown_ids=form.shown_ids), ToolUse(form, names, is_forced)
+
+
+def check_parameters(wire: ChatRequest) -> None:
+    """Refuse functions whose arguments aren't an object.
+
+    Raises:
+        RequestError: there is one.
+    """
+    for place, tool in enumerate(wire.tools):
+        kind = (tool.function.parameters or {}).get("type", "object")
+        if kind != "object":
+            raise _invalid_schema(tool.function, place, f"""schema must have the type "object", not {kind!r:.50}.""")
+
+
+def _function(function: WireFunction, place: int) -> dict[str, Any]:
+    """Return a function as a grammar takes it; what can't be guaranteed matters to `strict` functions only.
+
+    Raises:
+        RequestError: the schema of such a function can't be guaranteed.
+    """
+    known = function.model_dump(exclude_none=True)
+    try:
+        check_form(JsonSchemaSpec(json_schema=function.parameters or {}))
+    except RequestError as error:
+        if function.strict:
+            raise _invalid_schema(function, place, error.message) from error
+        known["parameters"] = {"type": "object"}
+    return known
+
+
+def _invalid_schema(function: WireFunction, place: int, why: str) -> RequestError:
+    return RequestError(
+        f"Invalid schema for function '{function.name[:100]}': {why}",
+        code="invalid_function_parameters",
+        param=f"tools[{place}].function.parameters",
+    )
+
+
+def blame_tools(error: RequestError) -> RequestError:
+    """Return the error with `tools` to blame, where it blames the form of the answer, which was made of them."""
+    if error.param != "output":
+        return error
+    return RequestError(
+        f"Calls of these tools can't be guaranteed: {error.message}",
+        fix="Make their schemas simpler.",
+        code="invalid_function_parameters",
+        param="tools",
+    )
 
 
 def _is_named(said: Any) -> bool:
