@@ -99,6 +99,28 @@ def test_going_on_in_the_middle_of_a_prompts_answers(opened, tmp_path):
         assert ours == theirs
 
 
+def test_an_answer_that_breaks_off_is_written_and_keeps_nobody_waiting(opened, tmp_path, monkeypatch):
+    prompts = PromptFile(write(tmp_path / "p.jsonl", [{"prompt": f"What is {n}?"} for n in range(6)]))
+    whole, target, calls = tmp_path / "whole.jsonl", tmp_path / "a.jsonl", []
+    answer_file(opened, prompts, whole, SHORT, Observer())
+    forward, original = opened.engine._forward, opened.engine._forward.logits
+
+    def poisoned(hidden):
+        logits = original(hidden)
+        calls.append(logits)
+        if len(calls) == 3:
+            logits[0] = float("nan")
+        return logits
+
+    monkeypatch.setattr(forward, "logits", poisoned)
+    assert answer_file(opened, prompts, target, SHORT, Observer()).failed == 1
+    broken = [line for line in answered(target) if "error" in line]
+    assert [line["finish_reason"] for line in broken] == ["error"]
+    assert broken[0]["error"]["message"]
+    others = [line for line in answered(whole) if line["index"] != broken[0]["index"]]
+    assert [line for line in answered(target) if "error" not in line] == others
+
+
 def test_the_engine_is_fed_without_holding_the_file(opened, tmp_path):
     """One answer that takes long keeps the others neither from being computed nor without bound in memory."""
     rows = [body(0, "slow", max_completion_tokens=300)] + [body(n, f"{n}", max_completion_tokens=1) for n in range(120)]

@@ -55,4 +55,6 @@ def generate(
             f"{duration(figures.seconds)} ({figures.tokens_per_second:,.0f} tokens/s), in {output}."
         )
     )
+    if figures.failed:
+        screen.say(Text.assemble(("! ", "warn"), f"{plural(figures.failed, 'answer')} broke off; see `error` there."))
     screen.finish(figures.model_dump())

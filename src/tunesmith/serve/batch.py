@@ -47,8 +47,9 @@ def answer_file(
     """Answer prompts into `target`, one JSON object a line, in the prompts' order.
 
     Each line holds `index`, `text`, `finish_reason`, `prompt_tokens`, `completion_tokens`; `choice` for several answers
-    a prompt, `custom_id` where the row has one, and `logprobs` where they are asked for. A half-written target of the
-    same model, prompts and sampling is continued.
+    a prompt, `custom_id` where the row has one, and `logprobs` where they are asked for. An answer that can't go on is
+    written as far as it came, with its `error`, and the others aren't kept waiting. A half-written target of the same
+    model, prompts and sampling is continued.
 
     Raises:
         DataError: the target belongs to something else.
@@ -188,12 +189,13 @@ class _Progress:
         self._observer = observer
         self._before = self._done = finished
         self._total = total
-        self._output_tokens = 0
+        self._output_tokens = self._failed = 0
         self._started = time.perf_counter()
 
     def count(self, completion: Completion) -> None:
         """Count an answer."""
         self._done += 1
+        self._failed += completion.error is not None
         self._output_tokens += completion.completion_tokens
         seconds = self._seconds
         self._observer.answers(
@@ -209,6 +211,7 @@ class _Progress:
         """Return what was done now."""
         return GenerateFigures(
             requests=self._done - self._before,
+            failed=self._failed,
             output_tokens=self._output_tokens,
             seconds=round(self._seconds, 3),
             tokens_per_second=round(self._output_tokens / self._seconds, 1),
@@ -256,6 +259,8 @@ def _line(number: int, answers: int, row: AskedRow, completion: Completion) -> d
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
     }
+    if completion.error is not None:
+        line["error"] = {"code": completion.error.code, "message": completion.error.message}
     if completion.logprobs:
         line["logprobs"] = [_token(token) for token in completion.logprobs]
     return line

@@ -69,6 +69,7 @@ class GenerateFigures(Spec):
     """What `tunesmith generate --json` ends with."""
 
     requests: int = Field(description="Prompts answered now; those answered before a resume aren't counted.")
+    failed: int = Field(description="Those of them that couldn't be finished; their lines say why (`error`).")
     output_tokens: int = Field(description="Tokens generated.")
     seconds: float = Field(description="Time to generate them, the model's loading not counted.")
     tokens_per_second: float = Field(description="`output_tokens` by `seconds`.")
