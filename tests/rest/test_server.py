@@ -73,7 +73,7 @@ def is_envelope(reply):
         ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_parameter"),
         ({"presence_penalty": -1}, "presence_penalty", "unsupported_parameter"),
         ({"logit_bias": {"5": 100}}, "logit_bias", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": "json"}, "response_format", "invalid_type"),
         ({"store": True}, "store", "unsupported_parameter"),
         ({"functions": []}, "functions", "unsupported_parameter"),
         ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
