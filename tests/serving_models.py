@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from tunesmith.models.adapters.lora import LoraAdapter, add_lora
 from tunesmith.models.load import load_base
 from tunesmith.models.resolve import resolve_base
 from tunesmith.models.versions import Candidate, ModelVersion, register
-from tunesmith.models.weights import save_tensors
 from tunesmith.record.home import Home
 from tunesmith.specs.tune import LoraSpec
 
@@ -23,25 +21,43 @@ def prompt(text: str) -> Conversation:
     return Conversation((Message("user", text),))
 
 
-def random_adapter(model: Any, seed: int) -> LoraAdapter:
+def random_adapter(model: Any, seed: int, **settings: Any) -> LoraAdapter:
     """An adapter that changes every answer, as training would leave it."""
-    adapter = add_lora(model, LoraSpec(rank=4))
+    adapter = add_lora(model, LoraSpec(**{"rank": 4, **settings}))
     generator = torch.Generator().manual_seed(seed)
     for parameter in adapter.parameter_groups()[0].parameters:
         parameter.data.normal_(0.0, 0.2, generator=generator)
     return adapter
 
 
-def register_tuned(base: Path, home: Home, *, label: str = "bookings", seed: int = 0, **changes: Any) -> ModelVersion:
-    """Register a version of the base in a folder; `changes` replace facts of the candidate."""
+def register_tuned(
+    base: Path,
+    home: Home,
+    *,
+    label: str = "bookings",
+    seed: int = 0,
+    template: str | None = None,
+    adapter: dict[str, Any] | None = None,
+    **changes: Any,
+) -> ModelVersion:
+    """Register a version of the base in a folder.
+
+    Args:
+        base: the base's folder.
+        home: where to.
+        label: its name.
+        seed: of its weights.
+        template: the chat template that it was trained with; its base's by default.
+        adapter: settings of `LoraSpec`.
+        changes: facts of the candidate to replace.
+    """
     source = resolve_base(str(base), home)
     loaded = load_base(source, "float32")
-    renderer = ChatRenderer(loaded.tokenizer)
-    adapter = random_adapter(loaded.model, seed)
+    renderer = ChatRenderer(loaded.tokenizer, template)
+    tuned = random_adapter(loaded.model, seed, **(adapter or {}))
 
     def fill(folder: Path) -> None:
-        save_tensors(folder / "adapter_model.safetensors", adapter.tensors())
-        (folder / "adapter_config.json").write_text(json.dumps(adapter.peft_config(source.name)))
+        tuned.save(folder, source)
 
     facts = {
         "base": source.name,

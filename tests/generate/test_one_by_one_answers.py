@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lone_models import LONE, lone_model
 from tiny_models import tiny_model, tiny_tokenizer
 from tunesmith.chat.renderer import ChatRenderer
-from tunesmith.errors import RequestError
+from tunesmith.errors import ModelError, RequestError
 from tunesmith.generate.choice import decoder_for
 from tunesmith.generate.engine import Engine
 from tunesmith.generate.one_by_one import OneByOne
 from tunesmith.generate.request import Request
+from tunesmith.models.adapters.lora import add_lora
+from tunesmith.models.adapters.served import read_served
 from tunesmith.models.load import LoadedModel
 from tunesmith.models.quiet import quiet_libraries
+from tunesmith.models.resolve import BaseSource
 from tunesmith.specs.generation import SamplingSpec
+from tunesmith.specs.tune import LoraSpec
 
 _CONTEXT_TOKENS = 64
 
@@ -97,3 +103,36 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(RequestError) as refused:
         one.add(request(range(20, 20 + _CONTEXT_TOKENS)))
     assert refused.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("kind", ["mamba", "lfm2", "gpt_oss"])
+def test_each_request_goes_through_its_own_adapter(kind, tmp_path):
+    names, expected = [None, "one", "other"], {}
+    one = decoder(lone_model(kind))
+    for seed, name in enumerate(names):
+        model = lone_model(kind)
+        if name is not None:
+            torch.manual_seed(seed)
+            adapter = add_lora(model, LoraSpec(rank=2, dora=name == "other"))
+            for parameter in adapter.parameter_groups()[0].parameters:
+                torch.nn.init.normal_(parameter, std=0.3)
+            (tmp_path / name).mkdir()
+            adapter.save(tmp_path / name, BaseSource("base", tmp_path, "folder", "0" * 64, "base"))
+            one.add_adapter(name, read_served(tmp_path / name, lone_model(kind), torch.float32, torch.device("cpu")))
+        alone = decoder(model)
+        expected[name] = [answer.token_ids for answer in alone.generate([request(prompt) for prompt in prompts()])]
+    asked = [(name, i) for i in range(len(prompts())) for name in names]
+    answers = one.generate([replace(request(prompts()[i]), adapter=name) for name, i in asked])
+    for (name, i), answer in zip(asked, answers, strict=True):
+        assert answer.token_ids == expected[name][i]
+    assert len({str(answers) for answers in expected.values()}) == 3
+    busy = one.add(replace(request(prompts()[0]), adapter="one"))
+    for _ in range(2):  # waiting, then at work
+        with pytest.raises(ModelError, match="answering"):
+            one.remove_adapter("one")
+        one.step()
+    one.cancel(busy)
+    one.remove_adapter("one")
+    with pytest.raises(RequestError) as refused:
+        one.add(replace(request(prompts()[0]), adapter="one"))
+    assert refused.value.code == "unknown_adapter" and one.adapters == {"other"}

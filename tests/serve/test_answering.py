@@ -7,6 +7,7 @@ import torch
 
 from serving_models import prompt, random_adapter, register_tuned
 from tunesmith.errors import ModelError, RequestError
+from tunesmith.generate.request import ScoreRequest
 from tunesmith.models.load import load_base
 from tunesmith.models.resolve import resolve_base
 from tunesmith.serve.answering import open_model
@@ -20,15 +21,19 @@ def test_a_tuned_model_computes_what_its_base_with_the_adapter_does(family, tiny
     version = register_tuned(tiny_folder(family), home, seed=3)
     opened = open_model(version.id, home, dtype="float32")
     assert opened.name == version.name and opened.version == version
+    request = opened.request(prompt("A table for two?"), SHORT)
+    tokens = (40, 41, 42, 300, 7)
+    found = opened.engine.score([ScoreRequest(request.prompt_ids, tokens, name) for name in (None, request.adapter)])
     plain = load_base(resolve_base(str(tiny_folder(family)), home), "float32")
-    ids = torch.tensor([opened.request(prompt("A table for two?"), SHORT).prompt_ids])
-    untuned = plain.model(ids).logits
-    random_adapter(plain.model, 3)
-    with_adapter = plain.model(ids).logits
-    merged = opened.loaded.model
-    merged.set_attn_implementation("eager")
-    assert torch.allclose(merged(ids).logits, with_adapter, atol=1e-4)
-    assert not torch.allclose(untuned, with_adapter, atol=0.1)
+    ids = torch.tensor([[*request.prompt_ids, *tokens]])
+    for score, is_tuned in zip(found, (False, True), strict=True):
+        if is_tuned:
+            random_adapter(plain.model, 3)
+        with torch.no_grad():
+            logprobs = plain.model(ids).logits[0].log_softmax(-1)
+        expected = [float(logprobs[i - len(tokens) - 1, token]) for i, token in enumerate(tokens)]
+        assert score.logprobs == pytest.approx(expected, abs=1e-4)
+    assert found[0].total != pytest.approx(found[1].total, abs=0.1)
 
 
 def test_fingerprints_tell_weights_apart(tiny_folder, home):

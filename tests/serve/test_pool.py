@@ -79,21 +79,22 @@ def test_more_than_may_wait_for_room_are_refused(tiny_folder, home):
         pool.close()
 
 
-def test_a_model_that_cannot_be_loaded_is_told_to_all_who_wait_and_tried_again(tmp_path, home):
+@pytest.mark.parametrize("part", ["adapter", "base"])
+def test_a_model_that_cannot_be_loaded_is_told_to_all_who_wait_and_tried_again(part, tmp_path, home):
     folder = save_tiny_model("smollm2", tmp_path / "base")
     version = register_tuned(folder, home)
     pool = ModelPool(Catalogue(home), home)
     try:
-        adapter = version.folder / "adapter_model.safetensors"
-        whole = adapter.read_bytes()
-        adapter.write_bytes(whole[:-1])
+        broken = version.folder / "adapter_model.safetensors" if part == "adapter" else folder / "model.safetensors"
+        whole = broken.read_bytes()
+        broken.write_bytes(whole[:-1])
         leases = [pool.lease(pool.catalogue.find(version.name)) for _ in range(2)]
         for lease in leases:
             with pytest.raises(ModelError):
                 lease.ready.result(timeout=60)
             lease.release()
-        assert pool.loaded == []
-        adapter.write_bytes(whole)
+        assert pool.adapters == [] and pool.loaded == (["base"] if part == "adapter" else [])
+        broken.write_bytes(whole)
         assert use(pool, version.name)
     finally:
         pool.close()

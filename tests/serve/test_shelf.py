@@ -40,10 +40,11 @@ class Desk:
             place = self.starting.pop(0)
             if error is None:
                 place.ready.set_result(place.key)
+                self.shelf.arrange()
             else:
-                place.ready.set_exception(error)
                 self.inside.remove(place)
-            self.shelf.settled(place)
+                self.shelf.failed(place)
+                place.ready.set_exception(error)
 
     def use(self, key):
         place = self.shelf.take(key)

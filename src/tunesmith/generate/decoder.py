@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tunesmith.chat.renderer import ChatRenderer
@@ -61,6 +61,7 @@ class Decoder(ABC):
         # The base's own configs may know ends that its chat template never writes.
         self._end_ids = renderer.end_of_turn_ids | frozenset(loaded.end_of_turn_ids)
         self._most_tokens = min(loaded.context_tokens, most_tokens)
+        self._logits_count = vocabulary
         self._constraints = None if vocabulary is None else Constraints(renderer, vocabulary, self._end_ids)
         self._ids = itertools.count()
         self._adapters: dict[str, ServedAdapter] = {}
@@ -101,7 +102,7 @@ class Decoder(ABC):
         """Let requests name an adapter.
 
         Raises:
-            ModelError: this decoder knows no adapters, or another one by this name.
+            ModelError: it can't use this one, or has another one by this name.
         """
 
     @abstractmethod
@@ -117,12 +118,13 @@ class Decoder(ABC):
 
         Raises:
             RequestError: the prompt is empty or longer than the model's context, its adapter is unknown, more than one
-                answer is asked, or its form can't be used.
+                answer is asked, a bias is for a token that the model doesn't have, or its form can't be used.
         """
         if request.sampling.n != 1:
             raise RequestError("The engine takes one answer a request.", fix="Use Request.expand().", param="n")
         self._check_adapter(request.adapter)
         self._check_prompt(request.prompt_ids, len(request.prompt_ids) + 1)
+        self._check_biases(request.sampling.logit_bias)
         self._matcher(request)
 
     def check_score(self, request: ScoreRequest) -> None:
@@ -170,6 +172,7 @@ class Decoder(ABC):
 
         Raises:
             RequestError: see `check`; nothing is generated then.
+            TunesmithError: an answer can't go on, see `Completion.error`.
         """
         for request in requests:
             self.check(request)
@@ -180,6 +183,8 @@ class Decoder(ABC):
                 for event in self.step():
                     index = index_of.get(event.request_id)
                     if index is not None and isinstance(event, Delta) and event.completion is not None:
+                        if event.completion.error is not None:
+                            raise event.completion.error
                         done[index] = event.completion
                         if on_done is not None:
                             on_done(index, event.completion)
@@ -226,6 +231,17 @@ class Decoder(ABC):
                 f"There is no adapter {adapter!r} in memory.", fix="Load it first.", code="unknown_adapter"
             )
 
+    def _check_biases(self, biases: Mapping[int, float]) -> None:
+        for token_id in biases:
+            if token_id < 0 or (self._logits_count is not None and token_id >= self._logits_count):
+                known = "" if self._logits_count is None else f"; this model's go up to {self._logits_count - 1:,}"
+                raise RequestError(
+                    f"{token_id} isn't the id of a token{known}.",
+                    fix="Look the ids up with the model's own tokenizer.",
+                    code="invalid_value",
+                    param="logit_bias",
+                )
+
     def _check_prompt(self, prompt_ids: Sequence[int], total: int) -> None:
         count = len(prompt_ids)
         if count == 0:
@@ -237,6 +253,18 @@ class Decoder(ABC):
                 code="context_length_exceeded",
                 param="messages",
             )
+
+
+def known_adapter(name: str) -> ModelError:
+    """Say that an adapter is there already."""
+    return ModelError(f"There is an adapter {name!r} already.", fix="Remove it first.", code="adapter_exists")
+
+
+def busy_adapter(name: str) -> ModelError:
+    """Say that an adapter can't go."""
+    return ModelError(
+        f"The adapter {name!r} is answering.", fix="Wait for its requests, or cancel them.", code="adapter_busy"
+    )
 
 
 def unknown_adapter(name: str) -> ModelError:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.errors import ModelError
 from tunesmith.generate.answer import Answer
-from tunesmith.generate.decoder import Decoder, DecoderStatus, unknown_adapter
+from tunesmith.generate.decoder import Decoder, DecoderStatus, busy_adapter, known_adapter, unknown_adapter
 from tunesmith.generate.forward import AdapterRows, Forward
 from tunesmith.generate.layout import Piece, StepLayout
 from tunesmith.generate.pages import PAGE_TOKENS, PageMemory, PagePool, pages_for
@@ -121,7 +121,7 @@ class Engine(Decoder):
     def add_adapter(self, name: str, adapter: ServedAdapter) -> None:
         """See `Decoder`."""
         if name in self._adapters:
-            raise ModelError(f"There is an adapter {name!r} already.", fix="Remove it first.", code="adapter_exists")
+            raise known_adapter(name)
         self._adapters[name] = adapter
 
     def remove_adapter(self, name: str) -> None:
@@ -129,9 +129,7 @@ class Engine(Decoder):
         if name not in self._adapters:
             raise unknown_adapter(name)
         if any(sequence.adapter == name for sequence in self._sequences.values()):
-            raise ModelError(
-                f"The adapter {name!r} is answering.", fix="Wait for its requests, or cancel them.", code="adapter_busy"
-            )
+            raise busy_adapter(name)
         del self._adapters[name]
         self._scheduler.cache.forget(name)
 

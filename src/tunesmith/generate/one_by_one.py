@@ -8,25 +8,34 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from tunesmith.chat.renderer import ChatRenderer
-from tunesmith.errors import ModelError
 from tunesmith.generate.answer import Answer
-from tunesmith.generate.decoder import Decoder, DecoderStatus, unknown_adapter
+from tunesmith.generate.decoder import Decoder, DecoderStatus, busy_adapter, known_adapter, unknown_adapter
 from tunesmith.generate.request import Delta, Request, Score, ScoreDone, ScoreRequest
 from tunesmith.generate.sampling import choose
 from tunesmith.generate.scoring import token_scores
-from tunesmith.models.adapters.served import NOT_BESIDE, ServedAdapter
+from tunesmith.models.adapters.served import ServedAdapter, beside
 from tunesmith.models.load import LoadedModel
 from tunesmith.models.projection import Projection
 
 #: What the architectures of transformers call their cache.
 _CACHE_NAMES = ("past_key_values", "cache_params")
+
+
+class _Waiting(NamedTuple):
+    """A request that hasn't begun."""
+
+    request_id: int
+    asked: Answer | ScoreRequest
+    tokens: tuple[int, ...]
+    adapter: str | None
 
 
 class OneByOne(Decoder):
@@ -42,8 +51,9 @@ class OneByOne(Decoder):
         super().__init__(loaded, renderer, loaded.context_tokens, self._projection.weight.shape[0])
         known = inspect.signature(self._model.get_decoder().forward).parameters
         self._cache_name = next((name for name in _CACHE_NAMES if name in known), None)
-        self._waiting: deque[tuple[int, Answer | ScoreRequest, tuple[int, ...]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._answer: Answer | None = None
+        self._adapter: str | None = None
         #: What the cache doesn't hold yet; without a cache, all tokens so far.
         self._tokens: list[int] = []
         self._cache: Any = None
@@ -60,30 +70,23 @@ class OneByOne(Decoder):
 
     def cancel(self, request_id: int) -> None:
         """See `Decoder`."""
-        self._waiting = deque(item for item in self._waiting if item[0] != request_id)
+        self._waiting = deque(item for item in self._waiting if item.request_id != request_id)
         if self._answer is not None and self._answer.request_id == request_id:
             self._finish()
 
-    def add_adapter(self, name: str, adapter: ServedAdapter) -> None:  # noqa: ARG002
-        """See `Decoder`.
-
-        Raises:
-            ModelError: always; fold the adapter in.
-        """
-        raise ModelError(
-            "This architecture computes one text at a time, so adapters can't be used beside others.",
-            where=name,
-            fix="Open the tuned model alone.",
-            code=NOT_BESIDE,
-        )
+    def add_adapter(self, name: str, adapter: ServedAdapter) -> None:
+        """See `Decoder`."""
+        if name in self._adapters:
+            raise known_adapter(name)
+        self._adapters[name] = adapter
 
     def remove_adapter(self, name: str) -> None:
-        """See `Decoder`.
-
-        Raises:
-            ModelError: always; there is none.
-        """
-        raise unknown_adapter(name)
+        """See `Decoder`."""
+        if name not in self._adapters:
+            raise unknown_adapter(name)
+        if (self._answer is not None and self._adapter == name) or any(item.adapter == name for item in self._waiting):
+            raise busy_adapter(name)
+        del self._adapters[name]
 
     @torch.inference_mode()
     def step(self) -> list[Delta | ScoreDone]:
@@ -91,7 +94,7 @@ class OneByOne(Decoder):
         if self._answer is None:
             if not self._waiting:
                 return []
-            request_id, asked, tokens = self._waiting.popleft()
+            request_id, asked, tokens, self._adapter = self._waiting.popleft()
             if isinstance(asked, ScoreRequest):
                 return [ScoreDone(request_id, self._score(asked))]
             asked.begin()
@@ -109,10 +112,10 @@ class OneByOne(Decoder):
         return [delta]
 
     def _queue_answer(self, request: Request, answer: Answer) -> None:
-        self._waiting.append((answer.request_id, answer, request.prompt_ids))
+        self._waiting.append(_Waiting(answer.request_id, answer, request.prompt_ids, request.adapter))
 
     def _queue_score(self, request_id: int, request: ScoreRequest) -> None:
-        self._waiting.append((request_id, request, request.prompt_ids))
+        self._waiting.append(_Waiting(request_id, request, request.prompt_ids, request.adapter))
 
     def _score(self, request: ScoreRequest) -> Score:
         count = len(request.continuation_ids)
@@ -125,11 +128,15 @@ class OneByOne(Decoder):
         return Score(tuple(logprobs), tuple(is_likeliest))
 
     def _hidden(self, tokens: list[int], cache: Any) -> Tensor:
-        """Return the last hidden states (T, H) of tokens behind those in `cache`, which may be None."""
+        """Return the last hidden states (T, H) of tokens behind those in `cache`, which may be None.
+
+        They go through the adapter of the request that is at work.
+        """
         uses_cache = cache is not None and self._cache_name is not None
         known: dict[str, Any] = {self._cache_name: cache} if uses_cache and self._cache_name is not None else {}
         new = torch.tensor([tokens], device=self._device)
-        output = self._model.get_decoder()(input_ids=new, use_cache=uses_cache, **known)
+        with nullcontext() if self._adapter is None else beside(self._model, self._adapters[self._adapter]):
+            output = self._model.get_decoder()(input_ids=new, use_cache=uses_cache, **known)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 

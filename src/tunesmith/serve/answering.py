@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.errors import ModelError
-from tunesmith.generate.decoder import Decoder
 from tunesmith.models.adapters.lora import load_lora
 from tunesmith.models.adapters.served import ServedAdapter, read_served
 from tunesmith.models.load import DtypeName, LoadedModel, load_base
@@ -100,7 +99,7 @@ def stays_beside(version: ModelVersion) -> bool:
 
     What was trained whole is another model. A broken configuration is told when it is read for good.
     """
-    if version.made.kind != "adapter" or not hasattr(Decoder, "add_adapter"):
+    if version.made.kind != "adapter":
         return False
     try:
         config = json.loads((version.folder / "adapter_config.json").read_bytes())

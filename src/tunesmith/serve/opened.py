@@ -38,7 +38,6 @@ class OpenBase:
     Attributes:
         loaded: the weights.
         limits: of the engine.
-        engine: computes answers, with the adapters that it was given.
         rendering: held while a prompt is rendered: tokenizers refuse to be changed by two threads at once.
     """
 
@@ -49,7 +48,14 @@ class OpenBase:
         # Which tokens end a turn and what they spell are the tokenizer's; templates only write prompts.
         self._renderer = ChatRenderer(loaded.tokenizer)
         self._adapters: dict[str, ServedAdapter] = {}
-        self.engine: Decoder = self._new_engine()
+        self._exchanging = threading.RLock()
+        self._engine: Decoder = self._new_engine()
+
+    @property
+    def engine(self) -> Decoder:
+        """Computes answers, with the adapters that it was given."""
+        with self._exchanging:
+            return self._engine
 
     def add_adapter(self, name: str, adapter: ServedAdapter) -> None:
         """Let requests go through an adapter; call it in the engine's thread."""
@@ -63,10 +69,11 @@ class OpenBase:
 
     def renew_engine(self) -> None:
         """Take a fresh engine: after a fault, nobody knows what the old one's cache holds."""
-        del self.engine  # and its memory
-        self.engine = self._new_engine()
-        for name, adapter in self._adapters.items():
-            self.engine.add_adapter(name, adapter)
+        with self._exchanging:  # who asks for the engine meanwhile waits
+            del self._engine  # and its memory
+            self._engine = self._new_engine()
+            for name, adapter in self._adapters.items():
+                self._engine.add_adapter(name, adapter)
 
     @cached_property
     def longest_token(self) -> int:

@@ -176,7 +176,7 @@ class ModelPool:
     def _new_versions(self, base: _Base) -> _Versions:
         made: _Versions = Shelf(
             self._max_adapters,
-            partial(self._start_version, base),
+            lambda version, evicted: self._start_version(base, made, version, evicted),
             full=partial(_full, "adapters", "max_loaded_adapters"),
             max_waiting=self._max_waiting,
             patience_seconds=self._patience_seconds,
@@ -203,13 +203,14 @@ class ModelPool:
         # Told to everybody who waits for the model; the next request tries again.
         except Exception as error:
             _note(base.key.name, error)
+            with self._lock:
+                self._versions.pop(base, None)
+                self._bases.failed(base)
             base.ready.set_exception(error)
         else:
             base.ready.set_result(worker)
-        with self._lock:
-            if base.ready.exception() is not None:
-                self._versions.pop(base, None)
-            self._bases.settled(base)
+            with self._lock:  # everybody may have left meanwhile
+                self._bases.arrange()
 
     def _open(self, weights: Weights) -> OpenModel:
         if weights.version:
@@ -218,15 +219,15 @@ class ModelPool:
         source = resolve_base(weights.source, self._home)
         return open_base(source, dtype=self._dtype, limits=self._limits, quantisation=kept)
 
-    def _start_version(self, base: _Base, version: _Version, evicted: _Version | None) -> None:
+    def _start_version(self, base: _Base, versions: _Versions, version: _Version, evicted: _Version | None) -> None:
         """See `Shelf`."""
         if self._is_closed:
             version.ready.set_exception(_stopping())
         else:
-            load = partial(self._load_version, base, version, evicted)
+            load = partial(self._load_version, base, versions, version, evicted)
             base.ready.add_done_callback(lambda _: self._adapter_loader.submit(load))
 
-    def _load_version(self, base: _Base, version: _Version, evicted: _Version | None) -> None:
+    def _load_version(self, base: _Base, versions: _Versions, version: _Version, evicted: _Version | None) -> None:
         """Free one adapter, load another; runs in the adapters' loader, so that the base goes on answering."""
         try:
             worker = base.ready.result()
@@ -238,13 +239,13 @@ class ModelPool:
         # Told to everybody who waits for this version; others on the base don't notice.
         except Exception as error:
             _note(version.key.name, error)
+            with self._lock:
+                versions.failed(version)
             version.ready.set_exception(error)
         else:
             version.ready.set_result(Seat(opened, worker))
-        with self._lock:
-            versions = self._versions.get(base)
-            if versions is not None:
-                versions.settled(version)
+            with self._lock:
+                versions.arrange()
 
     def _unload(self, base: _Base) -> None:
         """End a base's worker and give its memory back."""

@@ -55,7 +55,7 @@ class Shelf(Generic[K, T]):
     Args:
         size: things at once.
         start: called with a place that has got its room, and with the place that made it, if one had to: unload the
-            one, load the other, then call `settled`. It must return at once.
+            one, load the other; then call `arrange`, or `failed` if it did. It must return at once.
         full: makes the error for those who may not even wait.
         max_waiting: users that may wait for room.
         patience_seconds: how long the first of them waits before something in use is closed to new users.
@@ -112,13 +112,12 @@ class Shelf(Generic[K, T]):
             del self._waiting[place.key]
         self.arrange()
 
-    def settled(self, place: Place[K, T]) -> None:
-        """Take note that a place's loading has ended; if it failed, the next who asks tries again."""
-        if place.ready.exception() is not None:
-            if self._leaving is place:
-                self._leaving = None
-            elif self._held.get(place.key) is place:
-                del self._held[place.key]
+    def failed(self, place: Place[K, T]) -> None:
+        """Take off what couldn't be loaded, before its users are told: the next who asks tries again."""
+        if self._leaving is place:
+            self._leaving = None
+        elif self._held.get(place.key) is place:
+            del self._held[place.key]
         self.arrange()
 
     def clear(self) -> tuple[list[Place[K, T]], list[Place[K, T]]]:
