@@ -99,7 +99,7 @@ class DecodingRows:
             if softcap is None:
                 found = torch.add(run.mask, found, alpha=scale)
             else:
-                found = (found.to(run.mask.dtype) * (scale / softcap)).tanh_().mul_(softcap).add_(run.mask)
+                found = (found.to(scores.dtype) * (scale / softcap)).tanh_().mul_(softcap).add_(run.mask)
             by_place.index_put_((run.rows, run.places), found)
         weights = torch.softmax(scores.flatten(3), dim=-1).to(values.dtype)
         by_place = weights.view(scores.shape).permute(0, 3, 1, 2, 4)

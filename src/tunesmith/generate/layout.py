@@ -112,9 +112,8 @@ class StepLayout:
             own = queries[start : start + chunk.length]
             parts += self._chunk(index, own, keys, values, scale, window_tokens, softcap)
             start += chunk.length
-        if self.padding:
-            parts.append(parts[0])
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
+        output = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return (output.expand(2, -1, -1).contiguous() if self.padding else output).unsqueeze(0)
 
     def _rows_written(self, heads: int) -> Tensor:
         """Return which vectors of all pages' the step's tokens are, (T heads,), tokens first."""
