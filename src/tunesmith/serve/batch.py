@@ -61,7 +61,7 @@ def answer_file(
     identity = sha256_json([opened.fingerprint, prompts.sha256, sampling.model_dump(mode="json")])
     lines = JsonLines(target)
     finished = _finished(lines, job, identity, target)
-    _check(opened, prompts, finished // sampling.n, observer)
+    _check(opened, prompts, sampling, finished // sampling.n, observer)
     total = prompts.count * sampling.n
     progress = _Progress(observer, finished, total)
     written = finished
@@ -160,7 +160,7 @@ def _render(opened: OpenModel, row: AskedRow, sampling: SamplingSpec) -> list[_A
     return [_Asked(row, request) for request in opened.request(row.conversation, row.sampling(sampling)).expand()]
 
 
-def _check(opened: OpenModel, prompts: PromptFile, first: int, observer: Observer) -> None:
+def _check(opened: OpenModel, prompts: PromptFile, sampling: SamplingSpec, first: int, observer: Observer) -> None:
     """Refuse prompts that can't be answered before the first one is; prompts before `first` were answered.
 
     Raises:
@@ -168,7 +168,7 @@ def _check(opened: OpenModel, prompts: PromptFile, first: int, observer: Observe
     """
     for number, row in enumerate(islice(prompts, first, None), first + 1):
         try:
-            opened.request(row.conversation, SamplingSpec())
+            opened.request(row.conversation, row.sampling(sampling))
         except RequestError as error:
             error.where = str(row.conversation.place or f"prompt {number}")
             raise
