@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from tunesmith.cli.engine_room import api
+from tunesmith.cli.forms import Choices, GrammarFile, JsonObject, JsonSchemaFile, Regex, form_settings
 from tunesmith.cli.options import Json, Quiet, takes_settings
 from tunesmith.cli.quantities import duration, plural
 from tunesmith.cli.screen import Screen
@@ -41,11 +42,17 @@ def generate(
     source: Annotated[Path, typer.Option("--input", metavar="FILE", help="The prompts: texts, messages, or rows.")],
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Where the answers go, in the same order.")],
     system: Annotated[str | None, typer.Option(help="A system prompt for prompts that have none.")] = None,
+    json_schema: JsonSchemaFile = None,
+    json_object: JsonObject = False,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
+    choice: Choices = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Answer a file of prompts. Run the same command again to go on where it was stopped."""
-    sampling = SamplingSpec.parse(settings)
+    form = form_settings(json_schema, json_object, regex, grammar, choice)
+    sampling = SamplingSpec.parse({**settings, **form})
     screen = Screen(json=json, quiet=quiet)
     with Watcher(screen) as watcher:
         figures = api.generate_file(model, source, output, sampling=sampling, system=system, observer=watcher)

@@ -75,6 +75,7 @@ class Constraints:
         self._lock = threading.Lock()
         self._making_tokenizer = threading.Lock()
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._latest: tuple[OutputSpec, str] | None = None
 
     def compile(self, spec: OutputSpec) -> TokenMatcher:
         """Return a matcher at the beginning of an answer of this form.
@@ -84,7 +85,7 @@ class Constraints:
                 `invalid_regex`, `invalid_grammar`, `invalid_choice`); or too many forms are being compiled
                 (`overloaded`).
         """
-        key = hashlib.sha256(repr(spec).encode()).hexdigest()  # keeps the order of properties
+        key = self._key(spec)
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
@@ -97,6 +98,13 @@ class Constraints:
             while len(self._kept) > self._max_kept:
                 self._kept.popitem(last=False)
             return TokenMatcher(compiled.deep_copy(), self._table)
+
+    def _key(self, spec: OutputSpec) -> str:
+        """Return a name that only forms of the same meaning share; the order of properties is part of it."""
+        named = self._latest
+        if named is None or named[0] is not spec:  # thousands of requests in turn may bring the same object
+            named = self._latest = (spec, hashlib.sha256(repr(spec).encode()).hexdigest())
+        return named[1]
 
     @cached_property
     def _table(self) -> TokenTable:

@@ -170,7 +170,8 @@ def _check(opened: OpenModel, prompts: PromptFile, sampling: SamplingSpec, first
         try:
             opened.request(row.conversation, row.sampling(sampling))
         except RequestError as error:
-            error.where = str(row.conversation.place or f"prompt {number}")
+            if error.param != "output":  # the form of the answers is the same for all rows
+                error.where = str(row.conversation.place or f"prompt {number}")
             raise
         if number % _CHECKED_AT_ONCE == 0:
             observer.progress("checking the prompts", number, prompts.count)
