@@ -66,11 +66,12 @@ def test_wrong_rows_are_named_all_at_once(tmp_path):
 
 
 def test_a_prompt_that_cannot_be_answered_is_told_before_any_answer(opened, tmp_path):
-    rows = [{"prompt": "fine"}, {"prompt": "too long " * 1000}]
-    with pytest.raises(RequestError) as refused:
-        answer_file(opened, PromptFile(write(tmp_path / "p.jsonl", rows)), tmp_path / "a.jsonl", SHORT, Observer())
-    assert refused.value.where.endswith("line 2")
-    assert not (tmp_path / "a.jsonl").exists()
+    for wrong in ({"prompt": "too long " * 1000}, body(1, "a", logit_bias={"1000000": 1})):
+        prompts = PromptFile(write(tmp_path / "p.jsonl", [{"prompt": "fine"}, wrong]))
+        with pytest.raises(RequestError) as refused:
+            answer_file(opened, prompts, tmp_path / "a.jsonl", SHORT, Observer())
+        assert refused.value.where.endswith("line 2")
+        assert not (tmp_path / "a.jsonl").exists()
 
 
 def test_going_on_in_the_middle_of_a_prompts_answers(opened, tmp_path):
