@@ -51,9 +51,10 @@ def completion_body(
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "repetition_penalty": sampling.repetition_penalty,
-        "ignore_eos": sampling.ignore_eos,
-        "stop_token_ids": [] if sampling.ignore_eos else sorted(end_ids),
+        "stop_token_ids": sorted(end_ids),
     }
+    if sampling.ignore_eos and sampling.output is None:
+        body["min_tokens"] = limit_tokens  # until then no end may be chosen; `ignore_eos` would choose them and go on
     if sampling.logit_bias:
         body["logit_bias"] = {str(token_id): bias for token_id, bias in sampling.logit_bias.items()}
     if sampling.seed is not None:
@@ -92,8 +93,13 @@ def score_body(model: str, prompt_ids: Sequence[int], continuation_ids: Sequence
     }
 
 
-def choices_of(choice: Mapping[str, Any]) -> list[Choice]:
-    """Return the tokens of one streamed piece (`choices[0]`), with log-probabilities if they were asked for."""
+def choices_of(choice: Mapping[str, Any], top_logprobs: int) -> list[Choice]:
+    """Return the tokens of one streamed piece (`choices[0]`), with log-probabilities if they were asked for.
+
+    Args:
+        choice: the piece.
+        top_logprobs: how many likeliest tokens were asked for; vLLM adds the chosen one if it isn't among them.
+    """
     token_ids: list[int] = choice.get("token_ids") or []
     logprobs = choice.get("logprobs")
     if not logprobs:
@@ -101,7 +107,7 @@ def choices_of(choice: Mapping[str, Any]) -> list[Choice]:
     found = []
     for token_id, logprob, top in zip(token_ids, logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True):
         likeliest = sorted(((_id_of(name), value) for name, value in (top or {}).items()), key=lambda pair: -pair[1])
-        found.append(Choice(token_id, logprob, tuple(likeliest)))
+        found.append(Choice(token_id, logprob, tuple(likeliest[:top_logprobs])))
     return found
 
 

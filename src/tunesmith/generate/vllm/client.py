@@ -150,7 +150,7 @@ class VllmClient:
                     if reason not in (None, "stop", "length"):
                         self.events.put(Failure(key, f"vLLM ended the answer: {reason}", None))
                         return
-                    self.events.put(Tokens(key, tuple(choices_of(choice)), reason is not None))
+                    self.events.put(Tokens(key, tuple(choices_of(choice, body.get("logprobs", 0))), reason is not None))
         # A stream that ends without its last line was cut; a server that stops does that.
         self.events.put(Failure(key, "The stream ended early.", None))
 

@@ -12,18 +12,21 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.errors import ModelError, RequestError, TunesmithError
 from tunesmith.generate.answer import Answer
-from tunesmith.generate.decoder import Decoder, DecoderStatus, unknown_adapter
+from tunesmith.generate.decoder import Decoder, DecoderStatus, busy_adapter, known_adapter, unknown_adapter
 from tunesmith.generate.request import Delta, Request, Score, ScoreDone, ScoreRequest
+from tunesmith.generate.room import cache_bytes_by_default
 from tunesmith.generate.sampling import Choice
 from tunesmith.generate.vllm.adapters import AdapterFiles
 from tunesmith.generate.vllm.calls import completion_body, continuation_scores, score_body
 from tunesmith.generate.vllm.client import Event, Failure, Result, Tokens
 from tunesmith.generate.vllm.environment import VllmEnvironment, find_environment
 from tunesmith.generate.vllm.running import RunningServer
-from tunesmith.generate.vllm.server import ServerSettings, lora_rank
+from tunesmith.generate.vllm.server import ServerSettings
 from tunesmith.models.adapters.served import ServedAdapter
 from tunesmith.models.load import LoadedModel
 from tunesmith.models.size import model_size
@@ -32,7 +35,7 @@ from tunesmith.models.size import model_size
 _WAIT_SECONDS = 0.02
 #: Requests that vLLM has at once, by the size of its batch: it never waits for the next one.
 _BATCHES_AHEAD = 2
-#: vLLM keeps keys and values in blocks of up to this many tokens, and one block is never used.
+#: vLLM keeps keys and values in blocks of up to this many tokens, and never uses one of them.
 _BLOCK_TOKENS = 128
 
 
@@ -42,16 +45,24 @@ class VllmLimits:
 
     Attributes:
         max_batch: answers computed side by side.
-        max_cache_tokens: tokens whose keys and values are held.
-        max_adapters: adapters in one batch and in memory; vLLM loads others again when they are asked for. 0: none at
-            all, which is faster.
+        cache_bytes: memory for keys and values; None: on GPUs what vLLM takes, on CPUs a share of what is free.
+        max_adapters: adapters in memory; vLLM loads others again when they are asked for. 0: none at all, which is
+            faster.
         max_adapter_rank: the largest rank among them.
     """
 
     max_batch: int = 32
-    max_cache_tokens: int = 131_072
+    cache_bytes: int | None = None
     max_adapters: int = 0
     max_adapter_rank: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """Memory for keys and values (None: vLLM knows), and the longest text that it holds."""
+
+    bytes: int | None
+    context_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +104,16 @@ class VllmDecoder(Decoder):
                 fix="Use the backend torch for this model.",
                 code="unsupported_model",
             )
-        super().__init__(loaded, renderer, limits.max_cache_tokens)
+        environment = environment or find_environment()
+        cache = _cache(loaded, limits, environment)
+        vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
+        super().__init__(loaded, renderer, cache.context_tokens, vocabulary)
         self._limits = limits
-        token_bytes = model_size(loaded.source.folder).cache_bytes_per_token(loaded.dtype)
         settings = ServerSettings(
             folder=loaded.source.folder,
             dtype=str(loaded.dtype).removeprefix("torch."),
             context_tokens=self._most_tokens,
-            # Besides what is asked for: each answer's last block is half empty.
-            cache_bytes=token_bytes * (limits.max_cache_tokens + _BLOCK_TOKENS * (limits.max_batch + 1)),
+            cache_bytes=cache.bytes,
             max_batch=limits.max_batch,
             max_adapters=limits.max_adapters,
             max_adapter_rank=limits.max_adapter_rank,
@@ -110,7 +122,7 @@ class VllmDecoder(Decoder):
         self._waiting: deque[int] = deque()
         self._flying: set[int] = set()
         self._is_suspect = False
-        self._server = RunningServer(settings, environment or find_environment())
+        self._server = RunningServer(settings, environment)
         self._end = weakref.finalize(self, self._server.stop)
         try:
             self._server.wait()
@@ -145,18 +157,10 @@ class VllmDecoder(Decoder):
     def add_adapter(self, name: str, adapter: ServedAdapter) -> None:
         """See `Decoder`; vLLM reads the adapter's folder itself."""
         if name in self._adapters:
-            raise ModelError(f"There is an adapter {name!r} already.", fix="Remove it first.", code="known_adapter")
+            raise known_adapter(name)
         if not self._limits.max_adapters or not isinstance(adapter, AdapterFiles):
             raise ModelError(
                 "This decoder was made without room for adapters from files.", where=name, code="unsupported_adapter"
-            )
-        most = lora_rank(self._limits.max_adapter_rank)
-        if adapter.rank > most:
-            raise ModelError(
-                f"The adapter's rank is {adapter.rank}; vLLM was started for ranks up to {most}.",
-                where=name,
-                fix="Open this model by itself, or use the backend torch.",
-                code="unsupported_adapter",
             )
         self._server.load_adapter(name, adapter.folder)
         self._adapters[name] = adapter
@@ -166,7 +170,7 @@ class VllmDecoder(Decoder):
         if name not in self._adapters:
             raise unknown_adapter(name)
         if any(job.request.adapter == name for job in self._jobs.values()):
-            raise ModelError(f"The adapter {name!r} is in use.", fix="Wait for its answers.", code="adapter_in_use")
+            raise busy_adapter(name)
         del self._adapters[name]
         self._server.unload_adapter(name)
 
@@ -285,3 +289,28 @@ class VllmDecoder(Decoder):
         error = self._server.failure("vLLM failed while it was answering.")
         error.problems = (failure.message, *error.problems)
         return error
+
+
+def _cache(loaded: LoadedModel, limits: VllmLimits, environment: VllmEnvironment) -> _Cache:
+    """Return how large the cache is to be.
+
+    Raises:
+        ModelError: it holds no text at all.
+    """
+    token_bytes = model_size(loaded.source.folder).cache_bytes_per_token(loaded.dtype)
+    cache_bytes = limits.cache_bytes
+    if cache_bytes is None:
+        if not environment.is_cpu:
+            return _Cache(None, loaded.context_tokens)
+        # All of it is taken at once, so never more than the answers of a few batches can fill.
+        most = _BATCHES_AHEAD * limits.max_batch * loaded.context_tokens * token_bytes
+        cache_bytes = min(cache_bytes_by_default(torch.device("cpu")), most)
+    tokens = cache_bytes // token_bytes // _BLOCK_TOKENS * _BLOCK_TOKENS - _BLOCK_TOKENS
+    if tokens <= 0:
+        raise ModelError(
+            f"{cache_bytes:,} bytes for keys and values hold no answer of this model.",
+            where=loaded.source.name,
+            fix="Give it more (cache_bytes).",
+            code="cache_too_small",
+        )
+    return _Cache(cache_bytes, min(tokens, loaded.context_tokens))

@@ -128,9 +128,10 @@ def _process_control(option: int, value: int) -> None:
 
 def main() -> None:
     """Keep what the command line names."""
-    # Ctrl-C in a terminal is for the parent, which then closes the pipe.
+    # Ctrl-C in a terminal is for the parent, which then closes the pipe. A handler, as the command would inherit that
+    # signals are ignored.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)
     log_path, log_bytes, *command = sys.argv[1:]
     sys.exit(keep(CappedLog(Path(log_path), int(log_bytes)), command, sys.stdin.fileno()))
 

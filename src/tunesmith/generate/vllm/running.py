@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunesmith.errors import ModelError
 from tunesmith.generate.vllm.client import VllmClient, error_text
-from tunesmith.generate.vllm.environment import VllmEnvironment
+from tunesmith.generate.vllm.environment import ARGUMENTS_VARIABLE, VllmEnvironment
 from tunesmith.generate.vllm.server import BASE_NAME, ServerSettings, VllmServer
 
 _POLL_SECONDS = 0.2
@@ -143,7 +143,8 @@ class RunningServer:
             raise ModelError(
                 f"vLLM can't load this adapter: {error_text(reply)}",
                 where=name,
-                fix="Use the backend torch for this model.",
+                fix=f"Use the backend torch for this model. (Of a higher rank than others? Open it by itself, or set "
+                f"{ARGUMENTS_VARIABLE}='--max-lora-rank ...'.)",
                 code="unsupported_adapter",
             )
         self._adapters[name] = (theirs, folder)

@@ -25,6 +25,7 @@ BASE_NAME = "base"
 _LOG_BYTES = 4 << 20
 _LOG_LINES = 12
 _HOST = "127.0.0.1"
+_ADAPTERS_IN_BATCH = 8
 #: Ranks that vLLM lays its adapters' memory out for.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -37,9 +38,9 @@ class ServerSettings:
         folder: the base: config, tokenizer and safetensors.
         dtype: number format of weights and activations.
         context_tokens: longest prompt and answer together.
-        cache_bytes: memory for keys and values.
+        cache_bytes: memory for keys and values; None: vLLM takes what it finds.
         max_batch: answers computed side by side.
-        max_adapters: LoRA adapters in one batch, and in memory; 0 for none at all, which is faster.
+        max_adapters: LoRA adapters in memory; 0 for none at all, which is faster.
         max_adapter_rank: the largest rank among them.
         start_seconds: how long a start may take.
         max_restarts: how often a server that ended by itself is started again within `restart_window_seconds`.
@@ -49,7 +50,7 @@ class ServerSettings:
     folder: Path
     dtype: str
     context_tokens: int
-    cache_bytes: int
+    cache_bytes: int | None
     max_batch: int = 32
     max_adapters: int = 0
     max_adapter_rank: int = 64
@@ -65,7 +66,6 @@ class ServerSettings:
             *("--model", str(self.folder), "--served-model-name", BASE_NAME, "--host", _HOST, "--port", str(port)),
             *("--dtype", self.dtype, "--load-format", "safetensors"),
             *("--max-model-len", str(self.context_tokens), "--max-num-seqs", str(self.max_batch)),
-            *("--kv-cache-memory-bytes", str(self.cache_bytes)),
             # Requests say all of their settings; the base's own recommendations would change them.
             *("--generation-config", "vllm"),
             *("--max-logprobs", "20", "--logprobs-mode", "raw_logprobs"),
@@ -73,11 +73,14 @@ class ServerSettings:
             *("--structured-outputs-config", json.dumps({"backend": "guidance"})),
             *("--disable-uvicorn-access-log", "--uvicorn-log-level", "warning", "--disable-log-stats"),
         ]
+        if self.cache_bytes is not None:
+            command += ["--kv-cache-memory-bytes", str(self.cache_bytes)]
         if environment.is_cpu:
             command.append("--enforce-eager")  # compiling takes minutes, and with adapters vLLM leaves it out anyway
         if self.max_adapters:
-            count = str(self.max_adapters)
-            command += ["--enable-lora", "--max-loras", count, "--max-cpu-loras", count]
+            # Each that may be in one batch has its room laid out from the start, on the GPU.
+            in_batch = min(self.max_adapters, _ADAPTERS_IN_BATCH)
+            command += ["--enable-lora", "--max-loras", str(in_batch), "--max-cpu-loras", str(self.max_adapters)]
             command += ["--max-lora-rank", str(lora_rank(self.max_adapter_rank))]
         return command + list(environment.arguments)
 
@@ -153,6 +156,11 @@ class VllmServer:
         )
         self._end = weakref.finalize(self, _end, self._process)
 
+    def wait_for_end(self) -> None:
+        """Wait until the process ends by itself."""
+        if self._process is not None:
+            self._process.wait()
+
     def note_restart(self) -> None:
         """Count a start after the server ended by itself.
 
@@ -174,7 +182,7 @@ class VllmServer:
         return ModelError(
             message,
             where=f"vLLM {self.environment.version}",
-            fix="Lower max_cache_tokens or max_batch, or free some memory."
+            fix="Lower cache_bytes or max_batch, or free some memory."
             if memory
             else "Read the lines of its log below; the backend torch needs no vLLM.",
             code="vllm_failed",
