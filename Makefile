@@ -32,6 +32,17 @@ test: .venv/.installed-dev  ## all tests
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest \
 		-n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+# The Python of an environment with vLLM; this one is made by `make vllm`.
+TUNESMITH_VLLM_PYTHON ?= $(CURDIR)/.venv-vllm/bin/python
+
+.PHONY: vllm
+vllm:  ## make .venv-vllm, an environment with vLLM for the backend of that name (gigabytes)
+	"$(PYTHON)" scripts/make_vllm_environment.py .venv-vllm $(ARGS)
+
+.PHONY: test-vllm
+test-vllm: .venv/.installed-dev  ## the tests of the backend vllm, which need its environment and some minutes
+	TUNESMITH_VLLM_PYTHON="$(TUNESMITH_VLLM_PYTHON)" $(BIN)/pytest tests/vllm $(ARGS)
+
 .PHONY: lint
 lint: .venv/.installed-dev  ## style, types, and the floors of the house
 	$(BIN)/ruff check src tests bench scripts
