@@ -11,6 +11,8 @@ from tunesmith.errors import RequestError
 from tunesmith.specs.generation import GrammarSpec
 
 _MOST_CHARACTERS = 100_000
+#: Some space between the parts of an answer in JSON, as line breaks and indentation need it, but not without end.
+_SPACE = {"whitespace_pattern": r" |\n {0,40}|\n\t{0,10}"}
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -89,7 +91,7 @@ def _json_start(form: ToolCallFormat, schema: Mapping[str, Any]) -> list[str]:
             code="unsupported_parameter",
             param="response_format",
         )
-    return ["start: answer | calls", f"answer: %json {json.dumps(dict(schema))}"]
+    return ["start: answer | calls", f"answer: %json {json.dumps({**schema, 'x-guidance': _SPACE})}"]
 
 
 def _free_start(form: ToolCallFormat) -> list[str]:

@@ -143,7 +143,7 @@ def with_tools(prompt: Request, wire: ChatRequest, form: ToolCallFormat | None) 
             is_required=choice.mode == "required",
             # Choosing one function by name means one call of it.
             is_several=wire.parallel_tool_calls and not _is_named(wire.tool_choice),
-            answer_schema=_schema(output),
+            answer_schema=None if choice.mode == "required" else _schema(output),
         )
         prompt = replace(prompt, sampling=prompt.sampling.model_copy(update={"output": grammar}))
     names = tuple(tool.function.name for tool in wire.tools)
@@ -203,10 +203,21 @@ def _is_named(said: Any) -> bool:
 
 
 def _schema(output: OutputSpec | None) -> Mapping[str, Any] | None:
-    """Return the schema of answers in JSON."""
+    """Return the schema of answers that don't call; None: free text.
+
+    Raises:
+        RequestError: their form isn't JSON.
+    """
     if isinstance(output, JsonSchemaSpec):
         return output.json_schema
-    return {"type": "object"} if isinstance(output, JsonObjectSpec) else None
+    if output is not None and not isinstance(output, JsonObjectSpec):
+        raise RequestError(
+            "Answers that may call tools can have no form but JSON.",
+            fix="Set 'tool_choice' to 'required' or 'none', or leave out 'tools' or 'structured_outputs'.",
+            code="unsupported_parameter",
+            param="structured_outputs",
+        )
+    return None if output is None else {"type": "object"}
 
 
 def call_deltas(pieces: Sequence[CallPiece]) -> list[dict[str, Any]]:
