@@ -34,6 +34,7 @@ from tunesmith.serve.prompts import PromptFile
 from tunesmith.specs.data import DataSpec, data_values
 from tunesmith.specs.generation import SamplingSpec
 from tunesmith.specs.results import GenerateFigures, TuneFigures
+from tunesmith.specs.serving import Backend
 from tunesmith.specs.tune import EvaluationSpec, PretrainSpec, SftSpec, TuneSpec
 from tunesmith.train.plan import Plan
 
@@ -209,13 +210,19 @@ def resume(
     return TuneResult(execute.resume(run, where, observer or Observer(), untuned=untuned), where)
 
 
-def open_model(name: str, *, home: Home | None = None) -> Model:
+def open_model(name: str, *, home: Home | None = None, backend: Backend = "torch") -> Model:
     """Load a base or a tuned model to ask it.
 
+    Args:
+        name: a tuned model or a base by any of its names.
+        home: where tuned models are kept.
+        backend: what computes: Tunesmith's own engine, or a vLLM server in the environment whose Python
+            `TUNESMITH_VLLM_PYTHON` names.
+
     Raises:
-        ModelError: there is none of this name, or its files were changed.
+        ModelError: there is none of this name, its files were changed, or the backend can't be used with it.
     """
-    return Model(answering.open_model(name, _home(home)))
+    return Model(answering.open_model(name, _home(home), limits=answering.EngineLimits(backend=backend)))
 
 
 def compare_arms(
@@ -251,6 +258,7 @@ def generate_file(
     system: str | None = None,
     home: Home | None = None,
     observer: Observer | None = None,
+    backend: Backend = "torch",
 ) -> GenerateFigures:
     """Answer a file of prompts into another, one JSON object a line; a half-written output is continued.
 
@@ -264,14 +272,15 @@ def generate_file(
         system: a system prompt for prompts that have none.
         home: where tuned models are kept.
         observer: sees progress.
+        backend: see `open_model`.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model, or the backend can't be used with it.
         DataError: the prompts can't be read, or the output holds something else.
         AnsweringInterrupted: stopped by Ctrl-C; the same call goes on.
     """
     prompts = PromptFile(Path(source), system)  # before the model is loaded: a broken file is told at once
-    opened = open_model(model, home=home).opened
+    opened = open_model(model, home=home, backend=backend).opened
     return batch.answer_file(opened, prompts, Path(output), sampling or SamplingSpec(), observer or Observer())
 
 

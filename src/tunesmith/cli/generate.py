@@ -15,6 +15,7 @@ from tunesmith.cli.quantities import duration, plural
 from tunesmith.cli.screen import Screen
 from tunesmith.cli.watch import Watcher
 from tunesmith.specs.generation import SamplingSpec
+from tunesmith.specs.serving import Backend
 
 #: Options of every command that samples.
 SAMPLING_FLAGS = {
@@ -47,6 +48,9 @@ def generate(
     regex: Regex = None,
     grammar: GrammarFile = None,
     choice: Choices = None,
+    backend: Annotated[
+        Backend, typer.Option(help="What computes: Tunesmith's engine, or vLLM in an environment of its own.")
+    ] = "torch",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -55,7 +59,9 @@ def generate(
     sampling = SamplingSpec.parse({**settings, **form})
     screen = Screen(json=json, quiet=quiet)
     with Watcher(screen) as watcher:
-        figures = api.generate_file(model, source, output, sampling=sampling, system=system, observer=watcher)
+        figures = api.generate_file(
+            model, source, output, sampling=sampling, system=system, observer=watcher, backend=backend
+        )
     screen.result(
         Text(
             f"{plural(figures.requests, 'answer')} with {plural(figures.output_tokens, 'token')} in "

@@ -26,6 +26,7 @@ _EMBEDDED = "smollm2-135m"
         "api_keys": "--api-key",
         "models": "--model",
         "dtype": "--dtype",
+        "backend": "--backend",
         "max_loaded_models": "--max-loaded-models",
         "max_batch": "--max-batch",
         "cache_bytes": "--cache-bytes",

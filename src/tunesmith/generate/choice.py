@@ -6,8 +6,23 @@ from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.engine import Engine
 from tunesmith.generate.one_by_one import OneByOne
+from tunesmith.generate.vllm.decoder import VllmDecoder, VllmLimits
 from tunesmith.models.load import LoadedModel
 from tunesmith.models.side_by_side import why_one_by_one
+
+
+def vllm_decoder(loaded: LoadedModel, renderer: ChatRenderer, limits: VllmLimits) -> Decoder:
+    """Return what answers through a vLLM server.
+
+    Args:
+        loaded: the base, of which the server reads the files; see `models.load.describe_base`.
+        renderer: its chat renderer.
+        limits: of the server.
+
+    Raises:
+        ModelError: vLLM isn't there (`code="no_vllm"`), doesn't know the model or doesn't start.
+    """
+    return VllmDecoder(loaded, renderer, limits)
 
 
 def decoder_for(

@@ -45,7 +45,12 @@ def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] |
             Catalogue(home, spec.models),
             home,
             dtype=spec.dtype,
-            limits=EngineLimits(spec.max_batch, None if spec.cache_bytes == "auto" else spec.cache_bytes),
+            limits=EngineLimits(
+                spec.max_batch,
+                None if spec.cache_bytes == "auto" else spec.cache_bytes,
+                spec.backend,
+                max_adapters=spec.max_loaded_adapters,
+            ),
             max_loaded=spec.max_loaded_models,
             max_adapters=spec.max_loaded_adapters,
             max_waiting=spec.max_waiting,

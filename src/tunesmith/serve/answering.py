@@ -8,13 +8,15 @@ same whether it has its base for itself or shares it.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.errors import ModelError
+from tunesmith.generate.vllm.adapters import adapter_files, adapter_rank
 from tunesmith.models.adapters.lora import load_lora
 from tunesmith.models.adapters.served import ServedAdapter, read_served
-from tunesmith.models.load import DtypeName, LoadedModel, load_base
+from tunesmith.models.load import DtypeName, LoadedModel, describe_base, load_base
 from tunesmith.models.quantised import Nf4
 from tunesmith.models.resolve import BaseSource, resolve_model
 from tunesmith.models.versions import ModelVersion, verify
@@ -43,10 +45,12 @@ def open_model(name: str, home: Home, *, dtype: DtypeName = "auto", limits: Engi
     version = found.version
     limits = limits or EngineLimits()
     if version is None:
-        return open_base(found.base, dtype=dtype, limits=limits)
+        return open_base(found.base, dtype=dtype, limits=replace(limits, max_adapters=0))
     verify(version)
     if not stays_beside(version):
         return _open_folded(found.base, version, dtype, limits)
+    if limits.backend == "vllm":
+        limits = replace(limits, max_adapters=1, max_adapter_rank=adapter_rank(version.folder))
     opened = open_base(found.base, dtype=dtype, limits=limits, quantisation=_quantisation(version))
     tuned, adapter = open_version(version, opened.base)
     opened.base.add_adapter(version.name, adapter)
@@ -67,7 +71,7 @@ def open_base(
     Raises:
         ModelError: see `open_model`.
     """
-    base = OpenBase(load_base(source, dtype, quantisation=quantisation), limits)
+    base = OpenBase(_load(source, dtype, limits, quantisation), limits)
     return OpenModel(source.name, base, ChatRenderer(base.loaded.tokenizer))
 
 
@@ -90,8 +94,30 @@ def open_version(version: ModelVersion, base: OpenBase) -> tuple[OpenModel, Serv
         )
     with base.rendering:  # which reads the tokenizer
         renderer = _renderer(loaded, version)
-    adapter = read_served(version.folder, loaded.model, loaded.dtype, loaded.device)
+    adapter = (
+        adapter_files(version.folder)
+        if base.limits.backend == "vllm"
+        else read_served(version.folder, loaded.model, loaded.dtype, loaded.device)
+    )
     return OpenModel(version.name, base, renderer, version, adapter=version.name), adapter
+
+
+def _load(source: BaseSource, dtype: DtypeName, limits: EngineLimits, quantisation: Nf4 | None) -> LoadedModel:
+    """Load a base for the backend that computes with it; vLLM reads the weights itself.
+
+    Raises:
+        ModelError: see `open_model`, or the backend can't keep the weights as they were in training.
+    """
+    if limits.backend == "torch":
+        return load_base(source, dtype, quantisation=quantisation)
+    if quantisation is not None:
+        raise ModelError(
+            "The backend vllm doesn't keep weights in 4 bits as they were when this model was trained.",
+            where=source.name,
+            fix="Use the backend torch for this model.",
+            code="unsupported_model",
+        )
+    return describe_base(source, dtype)
 
 
 def stays_beside(version: ModelVersion) -> bool:
@@ -110,7 +136,10 @@ def stays_beside(version: ModelVersion) -> bool:
 
 def _open_folded(source: BaseSource, version: ModelVersion, dtype: DtypeName, limits: EngineLimits) -> OpenModel:
     """Load weights that are the version's own: trained whole, or with modules that were."""
-    loaded = load_base(source, dtype, quantisation=_quantisation(version))
+    if limits.backend == "vllm" and version.made.kind == "adapter":
+        adapter_rank(version.folder)  # tells why it can't be
+    limits = replace(limits, max_adapters=0)
+    loaded = _load(source, dtype, limits, _quantisation(version))
     renderer = _renderer(loaded, version)
     if version.made.kind == "adapter":
         # Weights in 4 bits stay so, as they were when the model was proved.

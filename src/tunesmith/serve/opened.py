@@ -14,22 +14,35 @@ from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.chat.tool_calls import ToolCallFormat
 from tunesmith.data.examples import Conversation
 from tunesmith.errors import DataError, RequestError
-from tunesmith.generate.choice import decoder_for
+from tunesmith.generate.choice import decoder_for, vllm_decoder
 from tunesmith.generate.decoder import Decoder
 from tunesmith.generate.request import Request
+from tunesmith.generate.vllm.decoder import VllmLimits
 from tunesmith.models.adapters.served import ServedAdapter
 from tunesmith.models.load import LoadedModel
 from tunesmith.models.versions import ModelVersion
 from tunesmith.record.hashing import sha256_json
 from tunesmith.specs.generation import SamplingSpec
+from tunesmith.specs.serving import Backend
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Bounds of an engine: answers side by side, and memory for keys and values (None: a share of what is free)."""
+    """What computes, and how much at once.
+
+    Attributes:
+        max_batch: answers side by side.
+        cache_bytes: memory for keys and values; None: a share of what is free.
+        backend: Tunesmith's own engine, or a vLLM server.
+        max_adapters: with vLLM, adapters that the server holds; 0 for none, which is faster.
+        max_adapter_rank: with vLLM, the largest rank among them.
+    """
 
     max_batch: int = 32
     cache_bytes: int | None = None
+    backend: Backend = "torch"
+    max_adapters: int = 8
+    max_adapter_rank: int = 64
 
 
 class OpenBase:
@@ -49,12 +62,21 @@ class OpenBase:
         self._renderer = ChatRenderer(loaded.tokenizer)
         self._adapters: dict[str, ServedAdapter] = {}
         self._exchanging = threading.RLock()
-        self._engine: Decoder = self._new_engine()
+        self._engine: Decoder | None = self._new_engine()
 
     @property
     def engine(self) -> Decoder:
-        """Computes answers, with the adapters that it was given."""
+        """Computes answers, with the adapters that it was given.
+
+        Raises:
+            ModelError: there is no memory for a fresh one.
+        """
         with self._exchanging:
+            if self._engine is None:
+                engine = self._new_engine()
+                for name, adapter in self._adapters.items():
+                    engine.add_adapter(name, adapter)
+                self._engine = engine
             return self._engine
 
     def add_adapter(self, name: str, adapter: ServedAdapter) -> None:
@@ -68,12 +90,12 @@ class OpenBase:
         del self._adapters[name]
 
     def renew_engine(self) -> None:
-        """Take a fresh engine: after a fault, nobody knows what the old one's cache holds."""
-        with self._exchanging:  # who asks for the engine meanwhile waits
-            del self._engine  # and its memory
-            self._engine = self._new_engine()
-            for name, adapter in self._adapters.items():
-                self._engine.add_adapter(name, adapter)
+        """Let go of the engine; a fresh one is made for the next who asks.
+
+        After a fault, nobody knows what the old one's cache holds.
+        """
+        with self._exchanging:
+            self._engine = None
 
     @cached_property
     def longest_token(self) -> int:
@@ -82,6 +104,9 @@ class OpenBase:
 
     def _new_engine(self) -> Decoder:
         limits = self.limits
+        if limits.backend == "vllm":
+            sizes = VllmLimits(limits.max_batch, limits.cache_bytes, limits.max_adapters, limits.max_adapter_rank)
+            return vllm_decoder(self.loaded, self._renderer, sizes)
         return decoder_for(self.loaded, self._renderer, max_batch=limits.max_batch, cache_bytes=limits.cache_bytes)
 
 
@@ -123,6 +148,8 @@ class OpenModel:
         """Identify the weights, their number format and the rendering: the same answers need the same one."""
         version_id = None if self.version is None else self.version.id
         facts = [self.loaded.source.sha256, version_id, str(self.loaded.dtype), self.renderer.template_hash]
+        if self.limits.backend != "torch":  # it adds up in another order
+            facts.append(self.limits.backend)
         return f"fp_{sha256_json(facts)[:12]}"
 
     @cached_property

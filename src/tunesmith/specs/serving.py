@@ -13,6 +13,9 @@ from tunesmith.specs.base import Spec
 #: Holds the keys of a server, separated by commas.
 KEY_VARIABLE = "TUNESMITH_API_KEY"
 
+#: What computes answers.
+Backend = Literal["torch", "vllm"]
+
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -34,6 +37,11 @@ class ServeSpec(Spec):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of weights and activations. `auto`: bfloat16 where it is fast."
+    )
+    backend: Backend = Field(
+        "torch",
+        description="What computes: Tunesmith's own engine, or a vLLM server that it starts in the environment whose "
+        "Python `TUNESMITH_VLLM_PYTHON` names.",
     )
     max_loaded_models: int = Field(
         2,
