@@ -11,6 +11,7 @@ import pytest
 
 from server_process import running_server
 from serving_models import prompt
+from tiny_models import tiny_tokenizer
 from tunesmith.serve.answering import open_model
 from tunesmith.specs.generation import SamplingSpec
 
@@ -90,6 +91,49 @@ def test_a_stop_text_ends_the_answer_and_is_left_out(client):
         answer = ask(client, seed=1, max_tokens=40, stop=stop)
         assert answer.choices[0].finish_reason == "stop"
         assert text_of(answer) == whole[: whole.index(part)]
+
+
+def test_what_changes_the_odds_is_obeyed(client):
+    (letter,) = tiny_tokenizer("smollm2").encode("a")
+    assert text_of(ask(client, temperature=1, logit_bias={str(letter): 100})) == "a" * 8
+    same = ask(client, temperature=0, max_tokens=60, logprobs=True)
+    for field in ("frequency_penalty", "presence_penalty"):
+        varied = ask(client, temperature=0, max_tokens=60, logprobs=True, **{field: 2.0})
+        assert kinds_of(varied) > kinds_of(same)
+        # Log-probabilities are the model's own all the same: the first token has no penalty yet.
+        assert varied.choices[0].logprobs.content[0] == same.choices[0].logprobs.content[0]
+    # Those that go into `extra_body`.
+    assert text_of(ask(client, seed=1, extra_body={"top_k": 1})) == text_of(ask(client, temperature=0))
+    assert text_of(ask(client, seed=1, extra_body={"min_p": 1.0})) == text_of(ask(client, temperature=0))
+    assert text_of(ask(client, seed=1, extra_body={"top_k": -1})) == text_of(ask(client, seed=1))
+    varied = ask(client, temperature=0, max_tokens=60, logprobs=True, extra_body={"repetition_penalty": 2.0})
+    assert kinds_of(varied) > kinds_of(same)
+    long = ask(client, seed=3, n=4, max_tokens=200, extra_body={"ignore_eos": True})
+    assert {choice.finish_reason for choice in long.choices} == {"length"} and long.usage.completion_tokens == 800
+
+
+def kinds_of(answer):
+    """How many different tokens an answer has."""
+    return len({tuple(token.bytes) for token in answer.choices[0].logprobs.content})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"logit_bias": {"1000000": 1}}, "logit_bias"),
+        ({"logit_bias": {"the": 1}}, "logit_bias"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"stream": True, "frequency_penalty": -9}, "frequency_penalty"),
+        ({"extra_body": {"min_p": -0.1}}, "min_p"),
+        ({"extra_body": {"top_k": "5"}}, "top_k"),
+        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
+        ({"extra_body": {"ignore_eos": "yes"}}, "ignore_eos"),
+    ],
+)
+def test_odds_that_cant_be_are_refused_by_name(client, wrong, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(client, **wrong)
+    assert refused.value.param == param
 
 
 def test_log_probabilities_describe_the_tokens(client):
