@@ -35,7 +35,6 @@ class _Run:
         readers: how many rows read each page; where they are fewer, the places of others lead nowhere.
         queries: (pages readers,), the rows whose queries are multiplied.
         rows, places: (pages, readers), where scores belong: the row, and the page's place among those it sees.
-        parts: (pages readers,), the same as one number.
         mask: (pages, readers, 1, 1, 64), added to scores: 0 where the row sees the key, else minus infinity.
     """
 
@@ -44,18 +43,26 @@ class _Run:
     queries: Tensor
     rows: Tensor
     places: Tensor
-    parts: Tensor
     mask: Tensor
 
 
 @dataclass(slots=True)
 class _Reads:
-    """What one step's rows read through one window, and the room for scores and parts, by their shape."""
+    """What one step's rows read through one window.
+
+    Attributes:
+        runs: the products.
+        most_pages: the most pages that a row sees.
+        parts: of all runs' results one after the other, those that belong to a row, row by row, in the pages' order.
+        begins: (rows,), where each row's begin in `parts`.
+        scores: room for scores, by shape.
+    """
 
     runs: list[_Run]
     most_pages: int
+    parts: Tensor
+    begins: Tensor
     scores: dict[tuple[int, ...], Tensor]
-    parts: dict[tuple[int, ...], Tensor]
 
 
 class DecodingRows:
@@ -87,7 +94,7 @@ class DecodingRows:
         reads = self._reads.get(window_tokens) or self._plan(window_tokens)
         rows, heads, size = query.shape
         key_heads = keys.shape[1]
-        scores, parts = self._room(reads, query, key_heads)
+        scores = self._room(reads, query, key_heads)
         by_place = scores.permute(0, 3, 1, 2, 4)
         for run in reads.runs:
             k = keys[run.pages].view(-1, PAGE_TOKENS, size)
@@ -103,32 +110,34 @@ class DecodingRows:
             by_place.index_put_((run.rows, run.places), found)
         weights = torch.softmax(scores.flatten(3), dim=-1).to(values.dtype)
         by_place = weights.view(scores.shape).permute(0, 3, 1, 2, 4)
+        outs = []
         for run in reads.runs:
             v = values[run.pages].view(-1, PAGE_TOKENS, size)
             p = by_place[run.rows, run.places]
             out = torch.bmm(p.transpose(1, 2).reshape(len(v), -1, PAGE_TOKENS), v)
             if run.readers > 1:
                 out = out.view(-1, key_heads, run.readers, heads // key_heads, size).transpose(1, 2)
-            parts.index_copy_(0, run.parts, out.reshape(-1, heads * size))
-        return parts.view(rows + 1, -1, heads * size)[:rows].sum(1).view(rows, heads, size)
+            outs.append(out.reshape(-1, heads * size))
+        # Sums in float32, rounded once.
+        together = outs[0] if len(outs) == 1 else torch.cat(outs)
+        summed = torch.nn.functional.embedding_bag(reads.parts, together, reads.begins, mode="sum")
+        return summed.view(rows, heads, size)
 
-    def _room(self, reads: _Reads, query: Tensor, key_heads: int) -> tuple[Tensor, Tensor]:
-        """Return room for scores (rows + 1, K, G, places, 64) and parts ((rows + 1) places, H D).
+    def _room(self, reads: _Reads, query: Tensor, key_heads: int) -> Tensor:
+        """Return room for scores (rows + 1, K, G, places, 64).
 
-        The row behind the others takes what nobody asked for. What a row doesn't see stays minus infinity, and 0.
+        The row behind the others takes what nobody asked for. What a row doesn't see stays minus infinity.
         """
         rows, heads, size = query.shape
         shape = (key_heads, heads, size)
         if shape not in reads.scores:
-            dtype = torch.promote_types(query.dtype, torch.float32)
             reads.scores[shape] = torch.full(
                 (rows + 1, key_heads, heads // key_heads, reads.most_pages, PAGE_TOKENS),
                 -torch.inf,
-                dtype=dtype,
+                dtype=torch.promote_types(query.dtype, torch.float32),
                 device=self._device,
             )
-            reads.parts[shape] = query.new_zeros((rows + 1) * reads.most_pages, heads * size)
-        return reads.scores[shape], reads.parts[shape]
+        return reads.scores[shape]
 
     def _plan(self, window_tokens: int | None) -> _Reads:
         """Find out which row reads which page, and which pages are multiplied together."""
@@ -149,25 +158,42 @@ class DecodingRows:
         readers = np.diff(begins, append=len(pages))
         # By how many rows read a page, up to the next power of two: few products, each of equal shapes.
         widths = 1 << np.ceil(np.log2(readers)).astype(np.int64)
-        runs = []
+        runs: list[_Run] = []
+        owners: list[_Ints] = []
         for width in np.unique(widths):
             chosen = np.flatnonzero(widths == width)
             for part in _stretches(pages[begins[chosen]]):
                 own = chosen[part]
                 reading = _Reading(rows, places, begins[own], readers[own], pages[begins[own]])
-                runs.append(self._run(reading, int(width), most_pages, (first, window_tokens)))
-        reads = _Reads(runs, most_pages, {}, {})
+                run, owner = self._run(reading, int(width), (first, window_tokens))
+                runs.append(run)
+                owners.append(owner)
+        parts, begins = self._by_row(np.concatenate(owners, axis=1))
+        reads = _Reads(runs, most_pages, parts, begins, {})
         self._reads[window_tokens] = reads
         return reads
 
-    def _run(self, reading: _Reading, width: int, most_pages: int, window: tuple[_Ints, int | None]) -> _Run:
+    def _by_row(self, owners: _Ints) -> tuple[Tensor, Tensor]:
+        """Return which results belong to the rows, row by row, and where each row's begin.
+
+        Args:
+            owners: (2, results), the row of each and its page's place there; others' rows are none of this step's.
+        """
+        order = np.lexsort((owners[1], owners[0]))
+        order = order[owners[0][order] < self.count]
+        begins = np.searchsorted(owners[0][order], np.arange(self.count))
+        return torch.from_numpy(order).to(self._device), torch.from_numpy(begins).to(self._device)
+
+    def _run(self, reading: _Reading, width: int, window: tuple[_Ints, int | None]) -> tuple[_Run, _Ints]:
         """Lay out the products of a few pages.
 
         Args:
             reading: who reads them.
             width: queries of each page.
-            most_pages: the most pages that a row sees.
             window: each row's first page, and how far it sees.
+
+        Returns:
+            The products, and (2, results) whose they are: rows, and the pages' places there.
         """
         pages = reading.pages
         low, span = pages[0], pages[-1] - pages[0] + 1
@@ -188,16 +214,16 @@ class DecodingRows:
         if window_tokens is not None:
             hidden |= key <= own - window_tokens
         mask = np.where(hidden, np.float32(-np.inf), np.float32(0))[:, :, None, None]
-        numbers = torch.from_numpy(np.stack([rows, places, queries, rows * most_pages + places])).to(self._device)
-        return _Run(
+        numbers = torch.from_numpy(np.stack([rows, places, queries])).to(self._device)
+        run = _Run(
             pages=slice(int(low), int(low + span)) if is_dense else torch.from_numpy(pages).to(self._device),
             readers=width,
             queries=numbers[2].flatten(),
             rows=numbers[0],
             places=numbers[1],
-            parts=numbers[3].flatten(),
             mask=torch.from_numpy(mask).to(self._device),
         )
+        return run, np.stack([rows.ravel(), places.ravel()])
 
 
 @dataclass(frozen=True, slots=True)
