@@ -43,7 +43,9 @@ def fault_at_step(pool, number):
         if next(steps) == number:
             raise RuntimeError("CUDA error at /secret/kernel.cu")
 
-    hook = lease.ready.result(60).opened.loaded.model.get_decoder().register_forward_pre_hook(fail)
+    opened = lease.ready.result(60).opened
+    assert opened.engine  # a fresh one tries the model out, which isn't meant here
+    hook = opened.loaded.model.get_decoder().register_forward_pre_hook(fail)
     yield
     hook.remove()
     lease.release()

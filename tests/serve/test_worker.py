@@ -151,6 +151,25 @@ def test_a_fault_fails_what_was_in_flight_and_nothing_else(worker, expected):
         hook.remove()
 
 
+def test_an_engine_that_cannot_be_renewed_is_tried_again(worker, expected):
+    faults = iter([RuntimeError("a fault"), RuntimeError("out of memory"), RuntimeError("out of memory")])
+
+    def break_thrice(*_):
+        for fault in faults:
+            raise fault
+
+    requests = ask(worker, "Hello", "Yes.")
+    hook = worker.opened.loaded.model.get_decoder().register_forward_pre_hook(break_thrice)
+    try:
+        with pytest.raises(TunesmithError), Answers(worker, requests) as answers:
+            list(answers)  # the worker fails to make a fresh engine as well
+        with pytest.raises(RuntimeError), Answers(worker, requests) as answers:
+            list(answers)
+        assert finish(worker, ask(worker, *TEXTS)) == expected and worker.unfinished == 0
+    finally:
+        hook.remove()
+
+
 def test_closing_ends_what_is_in_flight(opened):
     worker = Worker(opened, max_waiting=4, turns=Turns())
     heard = []

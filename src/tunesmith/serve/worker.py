@@ -145,7 +145,7 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._inbox or self._is_closing or self.opened.engine.has_work):
+                while not (self._inbox or self._is_closing or self._owners):
                     self._wake.wait()
                 arrived, self._inbox = self._inbox, []
                 is_closing = self._is_closing
@@ -159,14 +159,18 @@ class Worker:
                     self._tell(event)
             # Whatever went wrong, the next request must find a working model; the fault is logged and told.
             except Exception as error:
-                _log.exception("%s failed while answering", self.opened.name)
-                fault = TunesmithError(
-                    "The model failed while it was answering.", fix="See the log.", code="answer_failed"
-                )
-                fault.__cause__ = error
-                self._fail_all(fault)
                 self.opened.renew_engine()
+                self._fail_all(self._fault(error))
+                self._make_engine()
         self._fail_all(_closed())
+
+    def _make_engine(self) -> None:
+        """Make a fresh engine here rather than in the thread of whoever asks next."""
+        try:
+            _ = self.opened.engine
+        # Whoever asks next tries again, and hears of it.
+        except Exception:
+            _log.exception("%s can't be made ready again", self.opened.name)
 
     def _take_in(self, arrived: Sequence[Ticket | _Errand]) -> None:
         """Start new tickets, stop cancelled ones, run errands."""
@@ -184,13 +188,29 @@ class Worker:
             elif not ticket.is_started:
                 ticket.is_started = True
                 for index, request in enumerate(ticket.requests):
-                    request_id = self._add(request)
-                    ticket.running[request_id] = index
-                    self._owners[request_id] = ticket
+                    self._add(ticket, index, request)
 
-    def _add(self, request: Request | ScoreRequest) -> int:
-        engine = self.opened.engine
-        return engine.add_score(request) if isinstance(request, ScoreRequest) else engine.add(request)
+    def _add(self, ticket: Ticket, index: int, request: Request | ScoreRequest) -> None:
+        """Hand a request to the engine, or say at once why that can't be."""
+        try:
+            engine = self.opened.engine
+            request_id = engine.add_score(request) if isinstance(request, ScoreRequest) else engine.add(request)
+        # A fresh engine that can't be made, for one: nothing of this request is in it.
+        except Exception as error:
+            self._release(1)
+            ticket.listener(index, self._fault(error))
+            return
+        ticket.running[request_id] = index
+        self._owners[request_id] = ticket
+
+    def _fault(self, error: Exception) -> TunesmithError:
+        """Return what callers are told: their own fault as it is, ours without its trace, which is logged."""
+        if isinstance(error, RequestError):
+            return error
+        _log.error("%s failed while answering", self.opened.name, exc_info=error)
+        fault = TunesmithError("The model failed while it was answering.", fix="See the log.", code="answer_failed")
+        fault.__cause__ = error
+        return fault
 
     def _tell(self, event: Delta | ScoreDone) -> None:
         ticket = self._owners[event.request_id]
