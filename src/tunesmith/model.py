@@ -115,7 +115,7 @@ class Model:
         sampling = _sampling(sampling, settings)
         requests = self._requests(prompts, sampling)
         done: dict[int, Completion] = {}
-        with Answers(self._running(), requests) as answers:
+        with Answers(self._running(), requests, whole=True) as answers:
             for index, delta in answers:
                 if delta.completion is not None:
                     done[index] = delta.completion
@@ -132,7 +132,7 @@ class Model:
         """
         sampling = _sampling(sampling, settings)
         requests = await asyncio.to_thread(self._requests, prompts, sampling)
-        answers = AsyncAnswers(self._running(), requests)
+        answers = AsyncAnswers(self._running(), requests, whole=True)
         try:
             return _in_form(await answers.completions(), prompts, sampling)
         finally:

@@ -79,7 +79,8 @@ async def open_session(request: ChatRequest, pool: ModelPool, default_max_tokens
             raise WireFault(model_unavailable(request.model)) from error
         # Rendering a long prompt takes a while; other requests go on meanwhile.
         prompt, tools = await asyncio.to_thread(_prompt, seat.opened, request, conversation, sampling)
-        return Session(request, lease, AsyncAnswers(seat.worker, prompt.expand()), seat.opened.fingerprint, tools)
+        answers = AsyncAnswers(seat.worker, prompt.expand(), whole=not request.stream)
+        return Session(request, lease, answers, seat.opened.fingerprint, tools)
     except BaseException:
         lease.release()
         raise

@@ -20,11 +20,17 @@ class AsyncAnswers:
 
     Made inside a running event loop.
 
+    Args:
+        worker: who answers.
+        requests: what is asked.
+        whole: hear only of finished answers: nobody need wake up for each token.
+
     Raises:
         RequestError: see `Worker.submit`.
     """
 
-    def __init__(self, worker: Worker, requests: Sequence[Request | ScoreRequest]) -> None:
+    def __init__(self, worker: Worker, requests: Sequence[Request | ScoreRequest], *, whole: bool = False) -> None:
+        self._whole = whole
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[tuple[int, Delta | ScoreDone | TunesmithError]] = asyncio.Queue()
         self._worker = worker
@@ -88,6 +94,8 @@ class AsyncAnswers:
         return index, event
 
     def _hear(self, index: int, event: Delta | ScoreDone | TunesmithError) -> None:
+        if self._whole and _is_piece(event):
+            return
         # A loop that is closed has nobody left who could listen.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._heard.put_nowait, (index, event))
@@ -96,11 +104,12 @@ class AsyncAnswers:
 class Answers:
     """As `AsyncAnswers`, for a plain thread: iterate over it; leaving its `with` block stops what isn't finished."""
 
-    def __init__(self, worker: Worker, requests: Sequence[Request | ScoreRequest]) -> None:
+    def __init__(self, worker: Worker, requests: Sequence[Request | ScoreRequest], *, whole: bool = False) -> None:
+        self._whole = whole
         self._heard: queue.SimpleQueue[tuple[int, Delta | ScoreDone | TunesmithError]] = queue.SimpleQueue()
         self._worker = worker
         self._unfinished = len(requests)
-        self._ticket = worker.submit(requests, lambda index, event: self._heard.put((index, event)))
+        self._ticket = worker.submit(requests, self._hear)
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +139,10 @@ class Answers:
         done = {index: event.score for index, event in self._events() if isinstance(event, ScoreDone)}
         return [done[index] for index in sorted(done)]
 
+    def _hear(self, index: int, event: Delta | ScoreDone | TunesmithError) -> None:
+        if not (self._whole and _is_piece(event)):
+            self._heard.put((index, event))
+
     def _events(self) -> Iterator[tuple[int, Delta | ScoreDone]]:
         while self._unfinished:
             index, event = self._heard.get()
@@ -138,6 +151,11 @@ class Answers:
             self._unfinished -= _is_last(event)
             _check(event)
             yield index, event
+
+
+def _is_piece(event: Delta | ScoreDone | TunesmithError) -> bool:
+    """Whether this is a part of an answer that goes on."""
+    return isinstance(event, Delta) and event.completion is None
 
 
 def _is_last(event: Delta | ScoreDone) -> bool:
