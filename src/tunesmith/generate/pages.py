@@ -117,16 +117,21 @@ class PageMemory:
         return self._keys[layer], self._values[layer]
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy whole pages."""
-        for store in (self._keys, self._values):
-            for kept in store.values():
-                kept[targets] = kept[sources]
+        """Copy whole pages; all are read before one is written."""
+        come_from, go_to = self._places(sources), self._places(targets)
+        for kept in (*self._keys.values(), *self._values.values()):
+            kept[go_to] = kept[come_from]
 
     def clear(self, pages: Sequence[int]) -> None:
         """Write zeros over pages."""
-        for store in (self._keys, self._values):
-            for kept in store.values():
-                kept[pages] = 0
+        places = self._places(pages)
+        for kept in (*self._keys.values(), *self._values.values()):
+            kept[places] = 0
+
+    def _places(self, pages: Sequence[int]) -> Tensor:
+        """Return page numbers where the pages are."""
+        device = next((kept.device for kept in self._keys.values()), None)
+        return torch.tensor(pages, dtype=torch.long, device=device)
 
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
