@@ -49,7 +49,10 @@ def generate(
     grammar: GrammarFile = None,
     choice: Choices = None,
     backend: Annotated[
-        Backend, typer.Option(help="What computes: Tunesmith's engine, or vLLM in an environment of its own.")
+        Backend,
+        typer.Option(
+            metavar="torch|vllm", help="What computes: Tunesmith's engine, or vLLM in an environment of its own."
+        ),
     ] = "torch",
     json: Json = False,
     quiet: Quiet = False,
