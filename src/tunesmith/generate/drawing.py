@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tunesmith.generate.leading import Leading, leading
+from tunesmith.generate.leading import Leading, leading, leading_above
+from tunesmith.generate.reach import LEAST_TEMPERATURE, bounds
 
-#: Blocks of tokens that are put in order (see `leading`): first few, for rows where that isn't enough more, then all.
-_BLOCKS = (64, 512, None)
-#: Keeps a quotient finite; a temperature this low takes the likeliest token.
-_LEAST_TEMPERATURE = 1e-30
+#: Blocks of tokens that are put in order at first (see `leading`).
+_BLOCKS = 64
 
 
 class Wishes(NamedTuple):
@@ -57,15 +56,19 @@ def draw(logits: Tensor, wishes: Wishes) -> list[int]:
     A row of minus infinities alone gives -1 as well.
     """
     wishes = wishes._replace(top_k=wishes.top_k.where(wishes.top_k < logits.shape[1], 0.0))
-    order = leading(logits, _BLOCKS[0])
-    mass = weight_sums(logits, order.peaks, wishes.temperature)
+    order = leading(logits, _BLOCKS)
+    peaks = order.peaks
+    mass = weight_sums(logits, peaks, wishes.temperature)
     is_finite = mass.isfinite()
     ids, is_certain = _pick(order, mass, wishes)
-    for blocks in _BLOCKS[1:]:
+    for is_guess in (True, False):
         rows = (is_finite & ~is_certain).nonzero()[:, 0]
         if not len(rows):
             break
-        ids[rows], is_certain[rows] = _pick(leading(logits[rows], blocks), mass[rows], wishes.at(rows))
+        unsure, wished = logits[rows], wishes.at(rows)
+        reach = bounds(unsure, peaks[rows], wished) if is_guess else peaks.new_full((len(rows),), -torch.inf)
+        places = torch.arange(logits.shape[1], device=logits.device).expand(unsure.shape)
+        ids[rows], is_certain[rows] = _pick(leading_above(unsure, places, reach), mass[rows], wished)
     return [int(one) for one in ids.where(is_finite, -1).tolist()]
 
 
@@ -80,7 +83,7 @@ def weight_sums(logits: Tensor, peaks: Tensor, temperature: Tensor) -> Tensor:
     Returns:
         (rows,) float64; NaN where a logit is NaN or plus infinity, or all are minus infinity.
     """
-    scale = temperature.clamp(min=_LEAST_TEMPERATURE).reciprocal().float()
+    scale = temperature.clamp(min=LEAST_TEMPERATURE).reciprocal().float()
     if logits.device.type != "cpu":
         return (logits - peaks[:, None]).mul_(scale[:, None]).exp_().sum(1, dtype=torch.float64)
     # Row by row, what is needed in between stays in the processor's cache; NumPy's float32 maths is the quicker one.
@@ -105,7 +108,7 @@ def _pick(order: Leading, mass: Tensor, wishes: Wishes) -> tuple[Tensor, Tensor]
         The ids (rows,), and whether the beginning was long enough to know them (rows,).
     """
     count = order.values.shape[1]
-    temperature = wishes.temperature.clamp(min=_LEAST_TEMPERATURE)[:, None]
+    temperature = wishes.temperature.clamp(min=LEAST_TEMPERATURE)[:, None]
     weights = ((order.values - order.peaks[:, None]).double() / temperature).exp_()
     places = torch.arange(count, device=weights.device)
     weights.masked_fill_(places >= order.counts[:, None], 0.0)

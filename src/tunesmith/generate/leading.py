@@ -58,12 +58,21 @@ def leading(rows: Tensor, blocks: int | None) -> Leading:
     inside = (found.indices.sort(1).values[:, None, :] + members).flatten(1)
     behind = torch.arange(width * _BLOCK, size, device=rows.device).expand(count, -1)
     ids = torch.cat([inside, behind], 1)
-    values = rows.gather(1, ids)
-    peaks = values.amax(1)
-    is_leading = values > bound[:, None]
+    return leading_above(rows.gather(1, ids), ids, bound)
+
+
+def leading_above(values: Tensor, ids: Tensor, bounds: Tensor) -> Leading:
+    """Return the order of what is above a bound in each row, where nothing else in the row is above it.
+
+    Args:
+        values: (rows, n) float32, the greatest of each row among them.
+        ids: (rows, n) their places in the row, ascending.
+        bounds: (rows,) float32.
+    """
+    is_leading = values > bounds[:, None]
     counts = is_leading.sum(1)
-    values, ids = _descending(*_packed(values, ids, is_leading, counts))
-    return Leading(values, ids, counts, bound == -torch.inf, peaks)
+    ordered, places = _descending(*_packed(values, ids, is_leading, counts))
+    return Leading(ordered, places, counts, bounds == -torch.inf, values.amax(1))
 
 
 def _packed(values: Tensor, ids: Tensor, is_kept: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
