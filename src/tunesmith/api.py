@@ -26,7 +26,7 @@ from tunesmith.record.observer import Observer
 from tunesmith.runs import execute, folder
 from tunesmith.runs.folder import RunView
 from tunesmith.runs.preview import preview_tokens
-from tunesmith.runs.proof import Proof
+from tunesmith.runs.proof import Proof, Voice
 from tunesmith.runs.result import RunResult
 from tunesmith.runs.workshop import Base
 from tunesmith.serve import answering, batch
@@ -237,7 +237,7 @@ def compare_arms(
     """Ask one model the same rows in several ways and score the answers.
 
     Args:
-        model: who answers.
+        model: who answers; nothing else may be asked of it meanwhile.
         rows: test rows with their references.
         train: training rows; their answers decide the measure.
         arms: the ways to ask.
@@ -245,7 +245,15 @@ def compare_arms(
         observer: sees progress.
     """
     opened = model.opened
-    proof = Proof(opened.loaded, opened.renderer, rows, train, evaluation or EvaluationSpec(), observer or Observer())
+    proof = Proof(
+        opened.loaded,
+        opened.renderer,
+        rows,
+        train,
+        evaluation or EvaluationSpec(),
+        observer or Observer(),
+        Voice(opened.engine, opened.adapter),
+    )
     return [proof.measure_arm(arm) for arm in arms]
 
 

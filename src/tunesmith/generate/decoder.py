@@ -7,12 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.errors import ModelError, RequestError
 from tunesmith.generate.answer import Answer
 from tunesmith.generate.completion import Completion
 from tunesmith.generate.constraints import Constraints, Matcher
 from tunesmith.generate.request import Delta, Request, Score, ScoreDone, ScoreRequest
+from tunesmith.models.adapters.frozen import weight_of
 from tunesmith.models.adapters.served import ServedAdapter
 from tunesmith.models.load import LoadedModel
 
@@ -91,6 +94,10 @@ class Decoder(ABC):
     @abstractmethod
     def _queue_score(self, request_id: int, request: ScoreRequest) -> None:
         """Let a request for a score wait for its turn."""
+
+    def weight(self, name: str) -> Tensor:
+        """Return the weight (out, in) of one of the model's linear layers, by its dotted name."""
+        return weight_of(self._model.get_submodule(name))
 
     @property
     def adapters(self) -> frozenset[str]:

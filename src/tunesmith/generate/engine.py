@@ -118,6 +118,10 @@ class Engine(Decoder):
         if sequence is not None:
             self._scheduler.end(sequence)
 
+    def weight(self, name: str) -> Tensor:
+        """See `Decoder`."""
+        return self._forward.weight(name)
+
     def add_adapter(self, name: str, adapter: ServedAdapter) -> None:
         """See `Decoder`."""
         if name in self._adapters:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-
-import torch
+from dataclasses import dataclass, replace
 
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.data.examples import Conversation
@@ -14,9 +13,8 @@ from tunesmith.evaluate.arms import Arm
 from tunesmith.evaluate.comparison import ArmResult, score_arm
 from tunesmith.evaluate.measure import Measure, choose_measure
 from tunesmith.generate.choice import decoder_for
-from tunesmith.generate.request import Request
-from tunesmith.learn.step import TreeModel
-from tunesmith.learn.tree import build_tree
+from tunesmith.generate.decoder import Decoder
+from tunesmith.generate.request import Request, ScoreRequest
 from tunesmith.models.load import LoadedModel
 from tunesmith.record.observer import Observer
 from tunesmith.specs.generation import SamplingSpec
@@ -26,6 +24,14 @@ from tunesmith.specs.tune import EvaluationSpec
 _ROOM = 1.25
 _SPARE_TOKENS = 8
 _MAX_OUTPUT_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A decoder that nobody else uses meanwhile, and which of its adapters answers."""
+
+    decoder: Decoder
+    adapter: str | None = None
 
 
 class Proof:
@@ -38,6 +44,7 @@ class Proof:
         train: the training rows; their answers decide the measure.
         spec: how to measure.
         observer: sees progress.
+        voice: answers, for a model that is open already; else each measurement has an engine of its own.
     """
 
     def __init__(
@@ -48,8 +55,10 @@ class Proof:
         train: Sequence[Conversation],
         spec: EvaluationSpec,
         observer: Observer,
+        voice: Voice | None = None,
     ) -> None:
         self._loaded = loaded
+        self._voice = voice
         self._renderer = renderer
         #: The test rows with their references as the model would write them.
         self.rows = [_as_written(row, renderer) for row in rows]
@@ -61,9 +70,10 @@ class Proof:
 
     def measure_arm(self, arm: Arm) -> ArmResult:
         """Ask the model every test row by way of `arm`, greedily, and score the answers."""
-        engine = decoder_for(self._loaded, self._renderer, max_batch=self._spec.batch_size)
+        voice = self._voice or Voice(decoder_for(self._loaded, self._renderer, max_batch=self._spec.batch_size))
         sampling = SamplingSpec(max_completion_tokens=self._max_output_tokens)
-        requests = [Request(self._renderer.for_generation(asked), sampling) for asked in arm.requests(self.rows)]
+        prompts = [self._renderer.for_generation(asked) for asked in arm.requests(self.rows)]
+        requests = [Request(prompt_ids, sampling, voice.adapter) for prompt_ids in prompts]
         done = 0
 
         def count(*_: object) -> None:
@@ -71,8 +81,8 @@ class Proof:
             done += 1
             self._observer.progress(f"asking {arm.name}", done, len(requests))
 
-        completions = engine.generate(requests, count)
-        losses = self._reference_losses() if self.measure.kind == "text" else None
+        completions = voice.decoder.generate(requests, count)
+        losses = self._reference_losses(voice) if self.measure.kind == "text" else None
         return score_arm(
             arm.name,
             arm.description,
@@ -83,16 +93,20 @@ class Proof:
             losses,
         )
 
-    def _reference_losses(self) -> list[float]:
+    def _reference_losses(self, voice: Voice) -> list[float]:
         """Return the mean loss (nats a token) on each row's last answer under the row's own prompt."""
-        model = TreeModel.of(self._loaded.model)
-        losses = []
-        with torch.no_grad():
-            for row in self.rows:
-                sequence = self._renderer.for_training(row)[-1]
-                loss, _ = model.loss(build_tree([sequence]))
-                losses.append(float(loss) / sequence.learnt_tokens)
-        return losses
+        sequences = [self._renderer.for_training(row)[-1] for row in self.rows]
+        starts = [sequence.learnt.index(True) for sequence in sequences]
+        scores = voice.decoder.score(
+            [
+                ScoreRequest(sequence.token_ids[:start], sequence.token_ids[start:], voice.adapter)
+                for sequence, start in zip(sequences, starts, strict=True)
+            ]
+        )
+        return [
+            -sum(itertools.compress(score.logprobs, sequence.learnt[start:])) / sequence.learnt_tokens
+            for score, sequence, start in zip(scores, sequences, starts, strict=True)
+        ]
 
     def _output_limit(self, rows: Sequence[Conversation]) -> int:
         if self._spec.max_output_tokens != "auto":

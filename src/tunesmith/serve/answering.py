@@ -97,7 +97,7 @@ def open_version(version: ModelVersion, base: OpenBase) -> tuple[OpenModel, Serv
     adapter = (
         adapter_files(version.folder)
         if base.limits.backend == "vllm"
-        else read_served(version.folder, loaded.model, loaded.dtype, loaded.device)
+        else read_served(version.folder, loaded.model, loaded.dtype, loaded.device, base.engine.weight)
     )
     return OpenModel(version.name, base, renderer, version, adapter=version.name), adapter
 

@@ -49,7 +49,7 @@ class OpenBase:
     """Weights in memory and their engine; whoever uses the engine does so in one thread at a time.
 
     Attributes:
-        loaded: the weights.
+        loaded: the weights, which the engine may lay out anew: nobody else computes with them.
         limits: of the engine.
         rendering: held while a prompt is rendered: tokenizers refuse to be changed by two threads at once.
     """
@@ -107,7 +107,9 @@ class OpenBase:
         if limits.backend == "vllm":
             sizes = VllmLimits(limits.max_batch, limits.cache_bytes, limits.max_adapters, limits.max_adapter_rank)
             return vllm_decoder(self.loaded, self._renderer, sizes)
-        return decoder_for(self.loaded, self._renderer, max_batch=limits.max_batch, cache_bytes=limits.cache_bytes)
+        return decoder_for(
+            self.loaded, self._renderer, max_batch=limits.max_batch, cache_bytes=limits.cache_bytes, owned=True
+        )
 
 
 @dataclass(eq=False)
