@@ -85,7 +85,7 @@ def section(results: Run) -> str:
         parts += bars_table(found)
     for name, chapter in _CHAPTERS.items():
         if name in results:
-            parts += [*chapter(results[name]), ""]
+            parts += ["\n".join(chapter(results[name])).strip(), ""]
     parts += ["### Where generation was measured", "", results["machine"], "", _versions(results), ""]
     parts += ["Again: `make bench-generate`, or `.venv/bin/python bench/generate.py`."]
     return "\n".join(parts)
