@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
@@ -15,7 +16,7 @@ from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.errors import ModelError
 from tunesmith.generate.answer import Answer
 from tunesmith.generate.request import Delta, Request
-from tunesmith.generate.sampling import Choice
+from tunesmith.generate.sampling import Choice, choose
 from tunesmith.specs.generation import SamplingSpec
 
 _LETTERS = "ab<é🙂日 "
@@ -134,3 +135,28 @@ def test_an_answer_that_cant_go_on_says_why_and_keeps_what_there_is():
     last = answer.take(Choice(0, error=fault))
     assert last.text == "b" and last.completion.text == "ab" and last.completion.token_ids == (a, b)
     assert last.completion.finish_reason == "error" and last.completion.error is fault
+
+
+class Once:
+    """A form of one token, whichever it is."""
+
+    is_finished = False
+
+    def allowed(self, mask: torch.Tensor) -> None:
+        mask.fill_(-1)
+
+    def accept(self, token_id: int) -> None:
+        self.is_finished = True
+
+
+@pytest.mark.parametrize("has_end", [True, False])
+def test_a_complete_form_ends_with_an_end_token_where_there_is_one(has_end):
+    chat = renderer("byte level")
+    ends = frozenset({7, 999}) if has_end else frozenset()  # the second isn't in the vocabulary
+    answer = Answer(0, Request((1,), SamplingSpec(temperature=1.0)), chat, ends, 50, Once())
+    completion = None
+    while completion is None:
+        (choice,) = choose(torch.zeros(1, 64), [answer.sampler])
+        completion = answer.take(choice).completion
+    assert completion.finish_reason == "stop"
+    assert completion.completion_tokens == (2 if has_end and completion.token_ids[0] != 7 else 1)

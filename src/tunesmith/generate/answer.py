@@ -63,11 +63,16 @@ class Answer:
         text = "" if is_end else self._stream.add(choice.token_id)
         if self._request.sampling.logprobs and not is_end:
             self._waiting_logprobs.append((begins_at, self._token_logprob(choice)))
-        if is_end or self._stream.is_stopped:
+        if is_end or self._stream.is_stopped or self._has_no_way_on():
             return self._ended("stop", text + self._stream.finish())
         if len(self.generated) >= self._limit_tokens:
             return self._ended("length", text + self._stream.finish())
         return Delta(self.request_id, text, self._ready_logprobs())
+
+    def _has_no_way_on(self) -> bool:
+        """Whether the form is complete, of a model that has no token to say so."""
+        matcher = self.sampler.matcher
+        return matcher is not None and not self._end_ids and matcher.is_finished
 
     def _ended(self, reason: FinishReason, text: str, error: TunesmithError | None = None) -> Delta:
         """Return the last delta."""

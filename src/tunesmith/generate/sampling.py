@@ -167,10 +167,10 @@ def _edit(logits: Tensor, samplers: Sequence[Sampler]) -> dict[int, TunesmithErr
         try:
             if not sampler.matcher.is_finished:
                 sampler.matcher.allowed(mask)
-            elif not sampler.end_ids:
-                errors[row] = _nothing_to_choose(sampler)
-            for end_id in sampler.end_ids if sampler.matcher.is_finished else ():
-                _set_bit(mask, end_id)
+            else:
+                for end_id in sampler.end_ids:
+                    if end_id < logits.shape[1]:
+                        _set_bit(mask, end_id)
         except TunesmithError as error:
             errors[row] = error
     forbid(logits, rows, masks)
