@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.generate.layout import Piece, StepLayout
+from tunesmith.generate.chunks import Piece
+from tunesmith.generate.layout import StepLayout
 from tunesmith.generate.pages import PAGE_TOKENS, PageMemory, pages_for
 
 _TOTAL, _KEY_HEADS, _GROUPS, _SIZE = 90, 2, 3, 4

@@ -168,8 +168,8 @@ class DecodingRows:
                 run, owner = self._run(reading, int(width), (first, window_tokens))
                 runs.append(run)
                 owners.append(owner)
-        parts, begins = self._by_row(np.concatenate(owners, axis=1))
-        reads = _Reads(runs, most_pages, parts, begins, {})
+        parts, row_begins = self._by_row(np.concatenate(owners, axis=1))
+        reads = _Reads(runs, most_pages, parts, row_begins, {})
         self._reads[window_tokens] = reads
         return reads
 

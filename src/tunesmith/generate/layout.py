@@ -1,55 +1,22 @@
 """Attention of one step of the generator: one new token of each growing answer, then chunks of prompts.
 
 Everything that doesn't depend on the layer is made once a step. Rows that decode attend to pages where these lie
-(see `generate.decoding`); chunks of prompts gather their pages, which is little beside their own work.
+(see `generate.decoding`); chunks of prompts gather their pages, which is little beside their own work
+(see `generate.chunks`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tunesmith.generate.chunks import Piece, PromptChunks
 from tunesmith.generate.decoding import DecodingRows
 from tunesmith.generate.pages import PAGE_TOKENS, PageMemory, pages_for
-
-#: Queries of a chunk that attend at once: keys behind them aren't touched, and the scores stay small.
-_QUERIES = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Tokens of one text that a step computes: `length` tokens from `position` on, kept in `pages`."""
-
-    pages: Sequence[int]
-    position: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Queries of a chunk: flat rows `start` to `end`, which see keys `first` to `last` of the chunk's gathered ones.
-
-    `hidden` (queries, keys) marks those that are out of sight.
-    """
-
-    start: int
-    end: int
-    first: int
-    last: int
-    hidden: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Reads:
-    """What a chunk reads: the pages that it sees anything of, and its blocks of queries."""
-
-    pages: slice | Tensor
-    blocks: list[_Block]
 
 
 class StepLayout:
@@ -70,7 +37,7 @@ class StepLayout:
         self._memory = memory
         self._device = device
         self._rows = DecodingRows([piece.pages for piece in decoding], [p.position for p in decoding], device)
-        self._chunks = chunks
+        self._chunks = PromptChunks(chunks, device)
         pieces = [*decoding, *chunks]
         positions = np.concatenate([np.arange(p.position, p.position + p.length) for p in pieces])
         pages = np.concatenate([_pages_of(piece) for piece in pieces])
@@ -84,7 +51,6 @@ class StepLayout:
         self.positions = where[0]
         self._pages, self._offsets = where[1], where[0] % PAGE_TOKENS
         self._written: dict[int, Tensor] = {}
-        self._reads: dict[tuple[int, int | None], _Reads] = {}
 
     def attend(
         self,
@@ -108,10 +74,9 @@ class StepLayout:
         start = self._rows.count
         if start:
             parts.append(self._rows.attend(queries[:start], keys, values, scale, window_tokens, softcap))
-        for index, chunk in enumerate(self._chunks):
-            own = queries[start : start + chunk.length]
-            parts += self._chunk(index, own, keys, values, scale, window_tokens, softcap)
-            start += chunk.length
+        if self._chunks.count:
+            own = queries[start : start + self._chunks.count]
+            parts.append(self._chunks.attend(own, keys, values, scale, window_tokens, softcap))
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
         return (output.expand(2, -1, -1).contiguous() if self.padding else output).unsqueeze(0)
 
@@ -123,65 +88,6 @@ class StepLayout:
             self._written[heads] = vectors.flatten()
         return self._written[heads]
 
-    def _chunk(
-        self,
-        index: int,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        scale: float,
-        window_tokens: int | None,
-        softcap: float | None,
-    ) -> list[Tensor]:
-        """Map a chunk's queries (length, H, D) to outputs (length, H, D), in parts."""
-        reads = self._reads_of(index, window_tokens)
-        k, v = (kept[reads.pages].transpose(0, 1).flatten(1, 2) for kept in (keys, values))  # (K, tokens, D)
-        heads, _, size = k.shape
-        outputs = []
-        for block in reads.blocks:
-            q = query[block.start : block.end]
-            q = q.reshape(len(q), heads, -1, size).permute(1, 2, 0, 3).reshape(heads, -1, size)  # (K, G queries, D)
-            scores = torch.bmm(q, k[:, block.first : block.last].transpose(1, 2))
-            scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(scale)
-            if softcap is not None:
-                scores = scores.div_(softcap).tanh_().mul_(softcap)
-            scores.view(heads, -1, *block.hidden.shape).masked_fill_(block.hidden, float("-inf"))
-            out = torch.bmm(torch.softmax(scores, dim=-1).to(v.dtype), v[:, block.first : block.last])
-            outputs.append(out.view(heads, -1, len(block.hidden), size).permute(2, 0, 1, 3).flatten(1, 2))
-        return outputs
-
-    def _reads_of(self, index: int, window_tokens: int | None) -> _Reads:
-        """Return what a chunk reads; made once a step."""
-        name = (index, window_tokens)
-        if name not in self._reads:
-            chunk = self._chunks[index]
-            first = _first_page(chunk.position, window_tokens)
-            pages = np.asarray(chunk.pages[first : pages_for(chunk.position + chunk.length)], dtype=np.int64)
-            blocks = [
-                self._block(chunk, start, min(start + _QUERIES, chunk.length), first, window_tokens)
-                for start in range(0, chunk.length, _QUERIES)
-            ]
-            are_neighbours = bool(np.all(np.diff(pages) == 1))
-            self._reads[name] = _Reads(
-                slice(int(pages[0]), int(pages[-1]) + 1)
-                if are_neighbours
-                else torch.from_numpy(pages).to(self._device),
-                blocks,
-            )
-        return self._reads[name]
-
-    def _block(self, chunk: Piece, start: int, end: int, first: int, window_tokens: int | None) -> _Block:
-        # Whole pages: sums are split alike, whatever else a page holds by now.
-        begin = _first_page(chunk.position + start, window_tokens) * PAGE_TOKENS
-        stop = pages_for(chunk.position + end) * PAGE_TOKENS
-        own = torch.arange(chunk.position + start, chunk.position + end, device=self._device)[:, None]
-        seen = torch.arange(begin, stop, device=self._device)
-        hidden = seen > own
-        if window_tokens is not None:
-            hidden |= seen <= own - window_tokens
-        offset = first * PAGE_TOKENS
-        return _Block(start, end, begin - offset, stop - offset, hidden)
-
 
 def _pages_of(piece: Piece) -> npt.NDArray[np.int64]:
     """Return the page of each token of a piece."""
@@ -189,8 +95,3 @@ def _pages_of(piece: Piece) -> npt.NDArray[np.int64]:
     first = piece.position // PAGE_TOKENS
     own = np.asarray(piece.pages[first : pages_for(piece.position + piece.length)], dtype=np.int64)
     return own[places - first]
-
-
-def _first_page(position: int, window_tokens: int | None) -> int:
-    """Return the first page that a token sees anything of."""
-    return 0 if window_tokens is None else max(0, position - window_tokens + 1) // PAGE_TOKENS
