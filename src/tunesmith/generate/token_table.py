@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import cached_property
-from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -86,7 +85,7 @@ class TokenTable:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         """A tokenizer of its own: the renderer's is used by other threads, which change its settings."""
-        own: Any = Tokenizer.from_str(self._renderer.tokenizer.backend_tokenizer.to_str())
+        own = Tokenizer.from_str(self._renderer.tokenizer.backend_tokenizer.to_str())
         own.no_padding()
         own.no_truncation()
         return own

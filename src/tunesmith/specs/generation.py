@@ -12,34 +12,34 @@ from tunesmith.specs.base import Spec
 class JsonObjectSpec(Spec):
     """The answer is one JSON object."""
 
-    kind: Literal["json_object"] = "json_object"
+    kind: Literal["json_object"] = Field("json_object", description="The form: a JSON object.")
 
 
 class JsonSchemaSpec(Spec):
     """The answer is JSON that a schema (draft 2020-12) describes."""
 
-    kind: Literal["json_schema"] = "json_schema"
+    kind: Literal["json_schema"] = Field("json_schema", description="The form: JSON of a schema.")
     json_schema: dict[str, Any] = Field(description="The schema.")
 
 
 class RegexSpec(Spec):
     """The whole answer matches a regular expression."""
 
-    kind: Literal["regex"] = "regex"
+    kind: Literal["regex"] = Field("regex", description="The form: a text that matches.")
     pattern: str = Field(min_length=1, max_length=10_000, description="The expression; it needs no anchors.")
 
 
 class GrammarSpec(Spec):
     """The answer follows a grammar."""
 
-    kind: Literal["grammar"] = "grammar"
+    kind: Literal["grammar"] = Field("grammar", description="The form: a text of a grammar.")
     grammar: str = Field(min_length=1, max_length=100_000, description="The grammar, in Lark's form.")
 
 
 class ChoiceSpec(Spec):
     """The answer is one of a few texts."""
 
-    kind: Literal["choice"] = "choice"
+    kind: Literal["choice"] = Field("choice", description="The form: one of some texts.")
     choices: tuple[str, ...] = Field(min_length=1, max_length=10_000, description="The texts.")
 
 
