@@ -97,6 +97,9 @@ class Model:
     ) -> Any:
         """Answer one prompt (a `Completion`) or several (a list of them, in order).
 
+        Of several answers, one that can't go on doesn't end the others: its `finish_reason` is `error`, and its `error`
+        says why.
+
             answer = model.generate("Name a fruit.", temperature=0.7, seed=1)
             first, second = model.generate(["Name a fruit.", "Name a colour."], max_completion_tokens=4)
 
@@ -111,11 +114,12 @@ class Model:
             RequestError: a prompt can't be answered; nothing is generated then.
             SpecError: a setting is unknown or out of its limits.
             ModelError: the model is closed.
+            TunesmithError: the only answer can't go on.
         """
         sampling = _sampling(sampling, settings)
         requests = self._requests(prompts, sampling)
         done: dict[int, Completion] = {}
-        with Answers(self._running(), requests, whole=True) as answers:
+        with Answers(self._running(), requests, whole=True, keeps_errors=len(requests) > 1) as answers:
             for index, delta in answers:
                 if delta.completion is not None:
                     done[index] = delta.completion
@@ -132,7 +136,7 @@ class Model:
         """
         sampling = _sampling(sampling, settings)
         requests = await asyncio.to_thread(self._requests, prompts, sampling)
-        answers = AsyncAnswers(self._running(), requests, whole=True)
+        answers = AsyncAnswers(self._running(), requests, whole=True, keeps_errors=len(requests) > 1)
         try:
             return _in_form(await answers.completions(), prompts, sampling)
         finally:

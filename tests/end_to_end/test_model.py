@@ -11,7 +11,7 @@ from contextlib import aclosing, closing
 
 import pytest
 
-from tunesmith.errors import ModelError, RequestError, SpecError
+from tunesmith.errors import ModelError, RequestError, SpecError, TunesmithError
 from tunesmith.model import Model
 from tunesmith.serve.answering import EngineLimits, open_model
 
@@ -118,6 +118,29 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_computed(model):
         model.stream("a b c " * 2000)
     assert model._worker is None
     assert model.generate([]) == []
+
+
+def test_an_answer_that_cannot_go_on_ends_alone(model, monkeypatch):
+    expected = model.generate(QUESTIONS[:4], max_completion_tokens=6)
+    forward, original, calls = model.opened.engine._forward, model.opened.engine._forward.logits, []
+
+    def poisoned(hidden):
+        logits = original(hidden)
+        calls.append(logits)
+        if len(calls) % 6 == 3:
+            logits[0] = float("nan")
+        return logits
+
+    monkeypatch.setattr(forward, "logits", poisoned)
+    found = model.generate(QUESTIONS[:4], max_completion_tokens=6)
+    broken = [completion.finish_reason == "error" for completion in found]
+    assert sum(broken) == 1
+    assert found[broken.index(True)].error is not None
+    for completion, wanted, is_broken in zip(found, expected, broken, strict=True):
+        assert is_broken or completion.text == wanted.text
+    calls.clear()
+    with pytest.raises(TunesmithError):
+        model.generate("Hello", max_completion_tokens=6)
 
 
 def test_a_listener_that_raises_stops_the_rest(model):

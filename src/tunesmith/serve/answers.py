@@ -24,13 +24,22 @@ class AsyncAnswers:
         worker: who answers.
         requests: what is asked.
         whole: hear only of finished answers: nobody need wake up for each token.
+        keeps_errors: an answer that can't go on is a completion with an `error`, which isn't raised.
 
     Raises:
         RequestError: see `Worker.submit`.
     """
 
-    def __init__(self, worker: Worker, requests: Sequence[Request | ScoreRequest], *, whole: bool = False) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        requests: Sequence[Request | ScoreRequest],
+        *,
+        whole: bool = False,
+        keeps_errors: bool = False,
+    ) -> None:
         self._whole = whole
+        self._keeps_errors = keeps_errors
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[tuple[int, Delta | ScoreDone | TunesmithError]] = asyncio.Queue()
         self._worker = worker
@@ -90,7 +99,8 @@ class AsyncAnswers:
         if isinstance(event, TunesmithError):
             raise event
         self._unfinished -= _is_last(event)
-        _check(event)
+        if not self._keeps_errors:
+            _check(event)
         return index, event
 
     def _hear(self, index: int, event: Delta | ScoreDone | TunesmithError) -> None:
@@ -104,8 +114,16 @@ class AsyncAnswers:
 class Answers:
     """As `AsyncAnswers`, for a plain thread: iterate over it; leaving its `with` block stops what isn't finished."""
 
-    def __init__(self, worker: Worker, requests: Sequence[Request | ScoreRequest], *, whole: bool = False) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        requests: Sequence[Request | ScoreRequest],
+        *,
+        whole: bool = False,
+        keeps_errors: bool = False,
+    ) -> None:
         self._whole = whole
+        self._keeps_errors = keeps_errors
         self._heard: queue.SimpleQueue[tuple[int, Delta | ScoreDone | TunesmithError]] = queue.SimpleQueue()
         self._worker = worker
         self._unfinished = len(requests)
@@ -149,7 +167,8 @@ class Answers:
             if isinstance(event, TunesmithError):
                 raise event
             self._unfinished -= _is_last(event)
-            _check(event)
+            if not self._keeps_errors:
+                _check(event)
             yield index, event
 
 

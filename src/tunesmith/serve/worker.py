@@ -219,8 +219,7 @@ class Worker:
             del ticket.running[event.request_id], self._owners[event.request_id]
             self._release(1)
         if not ticket.is_cancelled:
-            error = event.completion.error if isinstance(event, Delta) and event.completion is not None else None
-            ticket.listener(index, error or event)
+            ticket.listener(index, event)
 
     def _fail_all(self, error: TunesmithError) -> None:
         """End every request that was started with `error`."""
