@@ -85,6 +85,7 @@ def test_scores_are_those_of_the_continuation():
     [
         ({"r": 8, "use_dora": True}, "DoRA"),
         ({"r": 8, "modules_to_save": ["lm_head"]}, "whole modules"),
+        ({"r": 8, "target_modules": ["q_proj", "lm_head"]}, "output layer"),
         ({"r": 513}, "rank 512"),
         ({"r": 8, "rank_pattern": {"q_proj": 1024}}, "rank 512"),
         ({}, "can't be read"),

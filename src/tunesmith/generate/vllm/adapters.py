@@ -11,6 +11,8 @@ from tunesmith.errors import ModelError
 from tunesmith.generate.vllm.server import lora_rank
 from tunesmith.models.adapters.served import ServedAdapter
 
+#: Layers at a model's ends, as architectures call them; the server is told to adapt those between.
+_ENDS = {"lm_head", "embed_out", "embed_tokens", "wte"}
 _FIX = "Use the backend torch for this model."
 
 
@@ -56,14 +58,15 @@ def adapter_rank(folder: Path) -> int:
             fix="Bring it back from a backup, or train the model again.",
             code="broken_adapter",
         ) from error
-    for setting, words in (
-        ("use_dora", "is a DoRA"),
-        ("modules_to_save", "replaces whole modules"),
-        ("lora_bias", "has biases of its own"),
+    for is_so, words in (
+        (config.get("use_dora"), "is a DoRA"),
+        (config.get("modules_to_save"), "replaces whole modules"),
+        (config.get("lora_bias"), "has biases of its own"),
+        (_ENDS & set(config.get("target_modules") or ()), "changes the embeddings or the output layer"),
     ):
-        if config.get(setting):
+        if is_so:
             raise ModelError(
-                f"This adapter {words}, and vLLM can't compute such adapters.",
+                f"This adapter {words}, and such adapters aren't computed by vLLM here.",
                 where=str(folder),
                 fix=_FIX,
                 code="unsupported_adapter",

@@ -28,8 +28,9 @@ from tunesmith.generate.vllm.environment import VllmEnvironment, find_environmen
 from tunesmith.generate.vllm.running import RunningServer
 from tunesmith.generate.vllm.server import ServerSettings
 from tunesmith.models.adapters.served import ServedAdapter
+from tunesmith.models.adapters.targets import last_part
 from tunesmith.models.load import LoadedModel
-from tunesmith.models.size import model_size
+from tunesmith.models.size import ModelSize, model_size
 
 #: How long a step waits for something to come in.
 _WAIT_SECONDS = 0.02
@@ -105,7 +106,8 @@ class VllmDecoder(Decoder):
                 code="unsupported_model",
             )
         environment = environment or find_environment()
-        cache = _cache(loaded, limits, environment)
+        size = model_size(loaded.source.folder)
+        cache = _cache(loaded, size, limits, environment)
         vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
         super().__init__(loaded, renderer, cache.context_tokens, vocabulary)
         self._limits = limits
@@ -117,6 +119,7 @@ class VllmDecoder(Decoder):
             max_batch=limits.max_batch,
             max_adapters=limits.max_adapters,
             max_adapter_rank=limits.max_adapter_rank,
+            adapted_layers=tuple(sorted({last_part(linear.name) for linear in size.linears})),
         )
         self._jobs: dict[int, _Job] = {}
         self._waiting: deque[int] = deque()
@@ -133,6 +136,11 @@ class VllmDecoder(Decoder):
     def close(self) -> None:
         """End the server. Twice is fine."""
         self._end()
+
+    @property
+    def server_pid(self) -> int:
+        """Number of the process that keeps the server; all of the server's processes are below it."""
+        return self._server.pid
 
     @property
     def has_work(self) -> bool:
@@ -291,13 +299,13 @@ class VllmDecoder(Decoder):
         return error
 
 
-def _cache(loaded: LoadedModel, limits: VllmLimits, environment: VllmEnvironment) -> _Cache:
+def _cache(loaded: LoadedModel, size: ModelSize, limits: VllmLimits, environment: VllmEnvironment) -> _Cache:
     """Return how large the cache is to be.
 
     Raises:
         ModelError: it holds no text at all.
     """
-    token_bytes = model_size(loaded.source.folder).cache_bytes_per_token(loaded.dtype)
+    token_bytes = size.cache_bytes_per_token(loaded.dtype)
     cache_bytes = limits.cache_bytes
     if cache_bytes is None:
         if not environment.is_cpu:

@@ -42,6 +42,7 @@ class ServerSettings:
         max_batch: answers computed side by side.
         max_adapters: LoRA adapters in memory; 0 for none at all, which is faster.
         max_adapter_rank: the largest rank among them.
+        adapted_layers: names (their last parts) of the layers that adapters may change.
         start_seconds: how long a start may take.
         max_restarts: how often a server that ended by itself is started again within `restart_window_seconds`.
         restart_window_seconds: see `max_restarts`.
@@ -54,6 +55,7 @@ class ServerSettings:
     max_batch: int = 32
     max_adapters: int = 0
     max_adapter_rank: int = 64
+    adapted_layers: tuple[str, ...] = ()
     start_seconds: float = 900.0
     max_restarts: int = 3
     restart_window_seconds: float = 600.0
@@ -82,6 +84,8 @@ class ServerSettings:
             in_batch = min(self.max_adapters, _ADAPTERS_IN_BATCH)
             command += ["--enable-lora", "--max-loras", str(in_batch), "--max-cpu-loras", str(self.max_adapters)]
             command += ["--max-lora-rank", str(lora_rank(self.max_adapter_rank))]
+            # Not the output layer: where vLLM lets adapters change it, scores of several requests at once stop it.
+            command += ["--lora-target-modules", *self.adapted_layers]
         return command + list(environment.arguments)
 
 
