@@ -28,6 +28,7 @@ _EMBEDDED = "smollm2-135m"
         "dtype": "--dtype",
         "backend": "--backend",
         "max_loaded_models": "--max-loaded-models",
+        "max_loaded_adapters": "--max-loaded-adapters",
         "max_batch": "--max-batch",
         "cache_bytes": "--cache-bytes",
         "max_waiting": "--max-waiting",
