@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tunesmith.generate.exchange import Exchanged, exchange
 from tunesmith.generate.lean_layer import Step
@@ -28,7 +26,8 @@ __all__ = ["AdapterRows", "Forward"]
 #: Copies of a borrowed model's weights may take this much.
 _MOST_COPIED_BYTES = 2 << 30
 
-_owners: WeakKeyDictionary[PreTrainedModel, Forward] = WeakKeyDictionary()
+#: Where a model that is owned keeps what it was prepared to, which so lives as long as the model and no longer.
+_PREPARED = "_tunesmith_forward"
 
 
 class Forward:
@@ -54,11 +53,13 @@ class Forward:
             owned: nobody else computes with the model from now on: its weights are laid out anew, and the originals
                 freed. Else the model stays as it is, and copies are made if it isn't large.
         """
-        if loaded.model in _owners:
-            return _owners[loaded.model]
+        kept: dict[str, Any] = vars(loaded.model)
+        if _PREPARED in kept:
+            prepared: Forward = kept[_PREPARED]
+            return prepared
         made = cls(loaded, owned=owned)
         if owned:
-            _owners[loaded.model] = made
+            kept[_PREPARED] = made
         return made
 
     @property
