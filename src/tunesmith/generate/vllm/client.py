@@ -99,6 +99,9 @@ class VllmClient:
         """Close all connections and end the thread. Twice is fine."""
         if self._loop.is_closed():
             return
+        if threading.current_thread() is self._thread:  # where unused objects may be collected
+            self._loop.stop()
+            return
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -135,11 +138,11 @@ class VllmClient:
                 text = (await reply.aread()).decode("utf-8", "replace")
                 self.events.put(Failure(key, error_text(text), reply.status_code))
                 return
-            async for line in reply.aiter_lines():
+            is_over = False
+            async for line in reply.aiter_lines():  # to its end, so that the connection can be used again
                 data = line.removeprefix(_PREFIX).strip()
-                if data == _LAST:
-                    return
-                if not data or not line.startswith(_PREFIX):
+                is_over = is_over or data == _LAST
+                if is_over or not line.startswith(_PREFIX):
                     continue
                 piece = orjson.loads(data)
                 if "error" in piece:
@@ -151,8 +154,8 @@ class VllmClient:
                         self.events.put(Failure(key, f"vLLM ended the answer: {reason}", None))
                         return
                     self.events.put(Tokens(key, tuple(choices_of(choice, body.get("logprobs", 0))), reason is not None))
-        # A stream that ends without its last line was cut; a server that stops does that.
-        self.events.put(Failure(key, "The stream ended early.", None))
+        if not is_over:  # a server that stops cuts its streams
+            self.events.put(Failure(key, "The stream ended early.", None))
 
     async def _call(self, key: int, body: dict[str, Any]) -> None:
         reply = await self._http.post(_COMPLETIONS, **_json(body))

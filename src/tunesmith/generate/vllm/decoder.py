@@ -255,7 +255,10 @@ class VllmDecoder(Decoder):
             delta = answer.take(choice)
             deltas.append(delta)
             if delta.completion is not None:
-                self.cancel(event.key)  # vLLM may not know yet: stop texts are found here
+                if event.is_last:
+                    self._forget(event.key)
+                else:  # vLLM doesn't know of stop texts
+                    self.cancel(event.key)
                 return deltas
         if event.is_last:
             error = TunesmithError("vLLM ended an answer before its end.", code="vllm_failed")
