@@ -15,9 +15,10 @@ from torch import Tensor
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.errors import ModelError
 from tunesmith.generate.answer import Answer
+from tunesmith.generate.chunks import Piece
 from tunesmith.generate.decoder import Decoder, DecoderStatus, busy_adapter, known_adapter, unknown_adapter
 from tunesmith.generate.forward import AdapterRows, Forward
-from tunesmith.generate.layout import Piece, StepLayout
+from tunesmith.generate.layout import StepLayout
 from tunesmith.generate.pages import PAGE_TOKENS, PageMemory, PagePool, pages_for
 from tunesmith.generate.request import Delta, Request, ScoreDone, ScoreRequest
 from tunesmith.generate.room import PageSize, cache_bytes_by_default
