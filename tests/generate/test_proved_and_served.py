@@ -42,6 +42,25 @@ def logits(loaded, rows=()):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_beside_those_of_adapters_are_what_they_are_alone(dtype, tmp_path):
+    """Only later tokens go through an adapter, which adapts few layers; the earlier ones don't see them."""
+    source = resolve_base(str(save_tiny_model("smollm2", tmp_path / "base")), Home(tmp_path / "home"))
+    tuned, loaded = (load_base(source, dtype) for _ in range(2))
+    torch.manual_seed(3)
+    adapter = add_adapter(tuned.model, LoraSpec(rank=3, target_modules=("q_proj",)))
+    torch.nn.init.normal_(adapter.parameter_groups()[0].parameters[1], std=0.3)
+    (tmp_path / "adapter").mkdir()
+    adapter.save(tmp_path / "adapter", source)
+    beside = read_served(tmp_path / "adapter", loaded.model, loaded.dtype, loaded.device)
+    use_layout_attention(loaded.model)
+    forward = Forward.of(loaded, owned=False)
+    forward.expect_adapters()
+    alone = forward.hidden(IDS, OneText())
+    among = forward.hidden(IDS, OneText(), (AdapterRows(8, 10, beside),))
+    assert torch.equal(among[:8], alone[:8]) and not torch.equal(among[8:], alone[8:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SPECS)
 def test_the_adapter_in_the_model_and_beside_it(name, dtype, tmp_path):
     spec = SPECS[name]

@@ -127,6 +127,7 @@ class Engine(Decoder):
         """See `Decoder`."""
         if name in self._adapters:
             raise known_adapter(name)
+        self._forward.expect_adapters()
         self._adapters[name] = adapter
 
     def remove_adapter(self, name: str) -> None:

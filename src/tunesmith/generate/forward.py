@@ -67,6 +67,14 @@ class Forward:
         """How many layers were exchanged."""
         return len(self._exchanged.layers)
 
+    def expect_adapters(self) -> None:
+        """Compute every row from now on as if others beside it went through adapters, so that company changes nothing.
+
+        Where none do, oneDNN goes on with a product's result, which rounds otherwise.
+        """
+        for made in self._exchanged.maps.values():
+            made.may_fuse = False
+
     @torch.inference_mode()
     def hidden(self, token_ids: Tensor, layout: Layout, rows: Sequence[AdapterRows] = ()) -> Tensor:
         """Compute a flat batch.
