@@ -252,6 +252,26 @@ def test_adapters_answer_side_by_side_as_they_do_alone(family):
     assert_all_is_given_back(e)
 
 
+def test_two_engines_of_one_model_take_turns():
+    first, second = engine(), engine()
+    model = loaded("llama").model
+    first.add_adapter("a", adapter_of(model, 1))
+    second.add_adapter("a", adapter_of(model, 2))
+    alone = [engine() for _ in range(2)]
+    for seed, one in enumerate(alone, 1):
+        one.add_adapter("a", adapter_of(model, seed))
+    true = [tokens(one.generate([request(text(20, 1), 10, "a")]))[0] for one in alone]
+    del alone
+    ids = [one.add(request(text(20, 1), 10, "a")) for one in (first, second)]
+    done = []
+    while first.has_work or second.has_work:
+        for one in (first, second):
+            done += [delta.completion for delta in one.step() if delta.completion is not None]
+    assert ids == [0, 0]
+    assert tokens(done) == true
+    assert true[0] != true[1]
+
+
 def test_an_adapter_goes_when_nobody_uses_it():
     e = engine()
     model = loaded("llama").model

@@ -27,14 +27,31 @@ _TRIED_TOKENS = 6
 #: Relative error that rounding may make in one layer; of coarser number formats `_COARSE_ROUNDING`.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
 _COARSE_ROUNDING = 0.03
+#: Where a model keeps who takes its calls.
+_ACTIVE = "_tunesmith_exchanged"
 
 
-@dataclass
+@dataclass(eq=False)
 class Exchanged:
-    """What took over in a model: lean layers by name, and the maps of linear layers elsewhere."""
+    """What takes over in a model: lean layers by name, and the maps of linear layers, those in lean layers too."""
 
     layers: dict[str, LeanLayer] = field(default_factory=dict)
     maps: dict[str, LinearMap] = field(default_factory=dict)
+
+    def take_over(self, model: PreTrainedModel, step: Step) -> None:
+        """Take the model's calls, from whatever else took them before; see `has_taken_over`."""
+        inside = {name for lean in self.layers.values() for made in lean.maps for name in made.names}
+        for name, lean in self.layers.items():
+            _take_over_layer(model.get_submodule(name), lean, step)
+        for name, made in self.maps.items():
+            if name not in inside:
+                _take_over_linear(model.get_submodule(name), made, step)
+        vars(model)[_ACTIVE] = ref(self)
+
+    def has_taken_over(self, model: PreTrainedModel) -> bool:
+        """Whether the model's calls come here: several can be made of one model, and take turns."""
+        active = vars(model).get(_ACTIVE)
+        return active is not None and active() is self
 
     def weight(self, name: str) -> Tensor:
         """Return the weight (out, in) of a layer whose original was freed."""
@@ -63,12 +80,11 @@ def exchange(model: PreTrainedModel, step: Step, *, pack: bool, free: bool) -> E
         if right:
             found.layers[name] = lean
             found.maps |= {part: made for made in lean.maps for part in made.names}
-            _take_over_layer(module, lean, step)
     inner = {module.linear for module in model.modules() if isinstance(module, LoraLinear)}
     for name, module in model.get_decoder().named_modules(prefix=_decoder_name(model)):
         if name not in found.maps and module not in inner and (is_adaptable(module) or isinstance(module, LoraLinear)):
             found.maps[name] = LinearMap({name: module}, pack=pack)
-            _take_over_linear(module, found.maps[name], step)
+    found.take_over(model, step)
     for made in found.maps.values():
         # Other layers than those with a LoRA, too: an adapter beside the model changes how all of them round.
         made.may_fuse = not inner

@@ -87,6 +87,8 @@ class Forward:
         Returns:
             The last hidden states (T, H).
         """
+        if not self._exchanged.has_taken_over(self._model):
+            self._exchanged.take_over(self._model, self._step)
         self._step.begin(layout, rows)
         try:
             output = self._decoder(
