@@ -1,0 +1,77 @@
+"""The first tables.
+
+job_checkpoints, job_metadata, parts.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision: str | None = "0001"
+
+_WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def upgrade() -> None:
+    """Bring the tables up to date."""
+    _job_checkpoints()
+    _job_metadata()
+    _parts()
+
+
+def _job_checkpoints() -> None:
+    op.create_table(
+        "job_checkpoints",
+        sa.Column("seq", _WHOLE, autoincrement=True, nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("created_at", _WHOLE, nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("step", _WHOLE, nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("folder", sa.Text(), nullable=False),
+        sa.Column("metrics", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_checkpoints_job_id"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_job_checkpoints_project_id")),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_job_checkpoints")),
+        sa.UniqueConstraint("id", name=op.f("uq_job_checkpoints_id")),
+        sa.UniqueConstraint("job_id", "step", name=op.f("uq_job_checkpoints_job_id_step")),
+        sa.UniqueConstraint("model", name=op.f("uq_job_checkpoints_model")),
+        sqlite_autoincrement=True,
+    )
+    op.create_index(op.f("ix_job_checkpoints_job_id_seq"), "job_checkpoints", ["job_id", "seq"], unique=False)
+
+
+def _job_metadata() -> None:
+    op.create_table(
+        "job_metadata",
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_metadata_job_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job_id", "key", name=op.f("pk_job_metadata")),
+    )
+    op.create_index(op.f("ix_job_metadata_key_value_job_id"), "job_metadata", ["key", "value", "job_id"], unique=False)
+
+
+def _parts() -> None:
+    op.create_table(
+        "parts",
+        sa.Column("seq", _WHOLE, autoincrement=True, nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("created_at", _WHOLE, nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("upload_id", sa.Text(), nullable=False),
+        sa.Column("bytes", _WHOLE, nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_parts_project_id")),
+        sa.ForeignKeyConstraint(["sha256"], ["blobs.sha256"], name=op.f("fk_parts_sha256")),
+        sa.ForeignKeyConstraint(["upload_id"], ["uploads.id"], name=op.f("fk_parts_upload_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_parts")),
+        sa.UniqueConstraint("id", name=op.f("uq_parts_id")),
+        sqlite_autoincrement=True,
+    )
+    op.create_index(op.f("ix_parts_sha256"), "parts", ["sha256"], unique=False)
+    op.create_index(op.f("ix_parts_upload_id_seq"), "parts", ["upload_id", "seq"], unique=False)
