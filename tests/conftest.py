@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from databases import database, database_url, postgresql_cluster  # noqa: F401
+
 # Read by huggingface_hub when it is imported; a test never waits for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

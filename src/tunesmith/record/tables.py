@@ -22,7 +22,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     UniqueConstraint,
-    false,
+    text,
 )
 
 from tunesmith.record.column_types import Json, Text, Whole
@@ -188,8 +188,8 @@ jobs = _table(
     Column("lease_until", Float),
     Column("fence", Whole, nullable=False, server_default="0"),
     Column("devices", Json),
-    Column("cancel_requested", Boolean, nullable=False, server_default=false()),
-    Column("pause_requested", Boolean, nullable=False, server_default=false()),
+    Column("cancel_requested", Boolean, nullable=False, server_default=text("false")),
+    Column("pause_requested", Boolean, nullable=False, server_default=text("false")),
     # The result.
     Column("started_at", Whole),
     Column("finished_at", Whole),
