@@ -135,16 +135,21 @@ def sweep(folder: Path, *, older_than_seconds: float = _WEEK_SECONDS) -> list[Pa
     """
     stale = []
     for path in folder.glob(".*.part"):
-        match = _PART.match(path.name)
-        if match is None:
-            continue
-        is_dead = match["host"] == _host() and not _is_alive(int(match["process"]))
         # Someone else may remove it at the same moment.
         with suppress(FileNotFoundError):
-            if is_dead or time.time() - path.stat().st_mtime > older_than_seconds:
+            if is_left_over(path.name, time.time() - path.stat().st_mtime, older_than_seconds):
                 _remove(path)
                 stale.append(path)
     return stale
+
+
+def is_left_over(name: str, age_seconds: float, older_than_seconds: float) -> bool:
+    """Whether a name is that of a part whose process is gone; see `sweep`."""
+    match = _PART.match(name)
+    if match is None:
+        return False
+    is_dead = match["host"] == _host() and not _is_alive(int(match["process"]))
+    return is_dead or age_seconds > older_than_seconds
 
 
 def sync_folder(folder: Path) -> None:
