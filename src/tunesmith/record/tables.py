@@ -79,6 +79,16 @@ keys = _table(
     Index(None, "project_id", "seq"),
 )
 
+key_usage = Table(
+    "key_usage",
+    metadata,
+    Column("key_id", Text, ForeignKey("keys.id"), nullable=False),
+    # Days since 1970, in UTC.
+    Column("day", Whole, nullable=False),
+    Column("tokens", Whole, nullable=False),
+    PrimaryKeyConstraint("key_id", "day"),
+)
+
 audit = _table(
     "audit",
     # No foreign keys: the log outlives what it tells of, and tells of callers who are nobody.

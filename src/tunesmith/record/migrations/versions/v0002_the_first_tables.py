@@ -1,6 +1,6 @@
 """The first tables.
 
-job_checkpoints, job_metadata, parts.
+job_checkpoints, job_metadata, key_usage, parts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ def upgrade() -> None:
     """Bring the tables up to date."""
     _job_checkpoints()
     _job_metadata()
+    _key_usage()
     _parts()
 
 
@@ -54,6 +55,17 @@ def _job_metadata() -> None:
         sa.PrimaryKeyConstraint("job_id", "key", name=op.f("pk_job_metadata")),
     )
     op.create_index(op.f("ix_job_metadata_key_value_job_id"), "job_metadata", ["key", "value", "job_id"], unique=False)
+
+
+def _key_usage() -> None:
+    op.create_table(
+        "key_usage",
+        sa.Column("key_id", sa.Text(), nullable=False),
+        sa.Column("day", _WHOLE, nullable=False),
+        sa.Column("tokens", _WHOLE, nullable=False),
+        sa.ForeignKeyConstraint(["key_id"], ["keys.id"], name=op.f("fk_key_usage_key_id")),
+        sa.PrimaryKeyConstraint("key_id", "day", name=op.f("pk_key_usage")),
+    )
 
 
 def _parts() -> None:
