@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.data.jsonl import MAX_LINE_BYTES
 from tunesmith.data.problems import RowProblem
-from tunesmith.data.readers import MAX_LINE_BYTES, read_rows
+from tunesmith.data.readers import read_rows
 from tunesmith.data.rows import Row
 from tunesmith.data.strict_json import JsonFault, parse_json
 from tunesmith.errors import DataError

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data.examples import Document, Place
+from tunesmith.data.jsonl import without_mark
 from tunesmith.data.problems import RowProblem
-from tunesmith.data.readers import MAX_WHOLE_BYTES, open_file, read_errors, read_rows, without_mark
+from tunesmith.data.readers import MAX_WHOLE_BYTES, open_file, read_errors, read_rows
 from tunesmith.data.recognise import Recognition, recognise
 from tunesmith.data.rows import Row
 from tunesmith.data.strict_json import JsonFault, decode_text

@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tunesmith.data.examples import Place
+from tunesmith.data.jsonl import jsonl_rows, lines_of, row_of, without_mark
 from tunesmith.data.problems import RowProblem
 from tunesmith.data.rows import Row
 from tunesmith.data.strict_json import JsonFault, parse_json
 from tunesmith.data.tables import csv_rows, parquet_rows
 from tunesmith.errors import DataError
 
-#: A line longer than this is skipped unread and reported, so that memory stays bounded.
-MAX_LINE_BYTES = 16 * 2**20
 #: Files that must be held whole (.json, .parquet.gz) may be this large; larger ones belong in JSONL.
 MAX_WHOLE_BYTES = 2**30
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_rows(path: str | Path) -> Iterator[Row | RowProblem]:
@@ -76,11 +74,11 @@ def _rows(file: Path, name: str, suffix: str) -> Iterator[Row | RowProblem]:
         if suffix == ".parquet":
             found = parquet_rows(_whole(stream, name) if file.suffix.lower() == ".gz" else file, name)
         elif suffix in (".csv", ".tsv"):
-            found = csv_rows(_lines(stream, name), name, suffix)
+            found = csv_rows(lines_of(stream, name), name, suffix)
         elif suffix == ".json":
             found = _json_rows(stream, name)
         else:
-            found = _jsonl_rows(_lines(stream, name), name)
+            found = jsonl_rows(lines_of(stream, name), name)
         for row in found:
             any_rows = True
             yield row
@@ -125,72 +123,6 @@ def read_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (1-based number, line with its end) of a file; None stands for a line longer than `MAX_LINE_BYTES`."""
-    number = 0
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if number == 1:
-            line = without_mark(line, name)
-        if len(line) <= MAX_LINE_BYTES:
-            yield number, line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = stream.readline(MAX_LINE_BYTES)
-        yield number, None
-
-
-def without_mark(start: bytes, name: str) -> bytes:
-    """Return a file's first bytes without their byte-order mark.
-
-    Raises:
-        DataError: it is UTF-16 (`invalid_encoding`).
-    """
-    if start.startswith(_UTF16_MARKS):
-        raise DataError(
-            "This file is UTF-16 (byte 1 is its byte-order mark); rows are read as UTF-8.",
-            where=f"{name}, line 1",
-            fix="Save it as UTF-8: `iconv -f UTF-16 -t UTF-8 old > new`.",
-            code="invalid_encoding",
-        )
-    return start.removeprefix(b"\xef\xbb\xbf")
-
-
-def _jsonl_rows(lines: Iterator[tuple[int, bytes | None]], name: str) -> Iterator[Row | RowProblem]:
-    for number, line in lines:
-        place = Place(name, number)
-        if line is None:
-            yield RowProblem(
-                place,
-                "",
-                f"This line is longer than {MAX_LINE_BYTES // 2**20} MiB.",
-                "Write one example a line, and split or shorten this one.",
-                "line_too_long",
-            )
-            continue
-        if not line.strip():
-            continue
-        try:
-            value = parse_json(line)
-        except JsonFault as fault:
-            fix = fault.fix
-            if number == 1 and fault.code == "invalid_json" and line.strip() == b"[":
-                fix = "This looks like a JSON array over several lines: name the file .json."
-            yield RowProblem(place, "", fault.message, fix, fault.code)
-        else:
-            yield _row(place, value)
-
-
-def _row(place: Place, value: Any) -> Row | RowProblem:
-    if isinstance(value, dict):
-        return Row(place, value)
-    kind = {list: "array", str: "text", bool: "true or false", type(None): "null"}.get(type(value), "number")
-    fix = "Write each row as an object: {...}."
-    if isinstance(value, list) and place.unit == "line":
-        fix = "Write one object a line, or name the file .json if this array holds all rows."
-    return RowProblem(place, "", f"A row is a JSON object, and this is a JSON {kind}.", fix, "not_an_object")
-
-
 def _whole(stream: BinaryIO, name: str) -> bytes:
     raw = stream.read(MAX_WHOLE_BYTES + 1)
     if len(raw) > MAX_WHOLE_BYTES:
@@ -208,7 +140,7 @@ def _json_rows(stream: BinaryIO, name: str) -> Iterator[Row | RowProblem]:
     if not raw.strip():
         return
     if _is_jsonl(raw):
-        yield from _jsonl_rows(enumerate(raw.splitlines(keepends=True), start=1), name)
+        yield from jsonl_rows(enumerate(raw.splitlines(keepends=True), start=1), name)
         return
     try:
         value = parse_json(raw)
@@ -216,7 +148,7 @@ def _json_rows(stream: BinaryIO, name: str) -> Iterator[Row | RowProblem]:
         where = f"{name}, line {fault.line}"
         raise DataError(fault.message, where=where, fix=fault.fix, code=fault.code) from fault
     for index, item in enumerate(_list_of_rows(value, name), start=1):
-        yield _row(Place(name, index, "row"), item)
+        yield row_of(Place(name, index, "row"), item)
 
 
 def _is_jsonl(raw: bytes) -> bool:
