@@ -2,7 +2,7 @@
 
 Every table whose rows lists show has `seq`, a number that grows with each row: order and cursors never depend on the
 clock. Numbers are given in the order of writing, and a number is never given twice. `created_at` and its like are whole
-Unix seconds. Times that processes compare (`lease_until`) say their unit.
+Unix seconds.
 
 Whoever changes a table writes the migration with `python scripts/write_migration.py`; a test compares the two.
 """
@@ -12,17 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
-    Boolean,
     CheckConstraint,
     Column,
-    Float,
     ForeignKey,
     Index,
     MetaData,
     PrimaryKeyConstraint,
     Table,
     UniqueConstraint,
-    text,
 )
 
 from tunesmith.record.column_types import Json, Text, Whole
@@ -181,6 +178,7 @@ jobs = _table(
     Column("model", Text, nullable=False),
     Column("base", Text),
     Column("suffix", Text),
+    Column("metadata", Json),
     Column("seed", Whole, nullable=False),
     Column("method", Json, nullable=False),
     Column("hyperparameters", Json),
@@ -195,11 +193,11 @@ jobs = _table(
     Column("not_before", Whole, nullable=False, server_default="0"),
     Column("attempts", Whole, nullable=False, server_default="0"),
     Column("lease_owner", Text),
-    Column("lease_until", Float),
+    # An owner is alive while `beat` grows: no clocks are compared. `fence` is another number for each attempt.
+    Column("beat", Whole, nullable=False, server_default="0"),
     Column("fence", Whole, nullable=False, server_default="0"),
-    Column("devices", Json),
-    Column("cancel_requested", Boolean, nullable=False, server_default=text("false")),
-    Column("pause_requested", Boolean, nullable=False, server_default=text("false")),
+    # The newest step whose weights are kept.
+    Column("step", Whole, nullable=False, server_default="0"),
     # The result.
     Column("started_at", Whole),
     Column("finished_at", Whole),
@@ -232,6 +230,9 @@ events = _table(
     Column("type", Text, nullable=False),
     Column("message", Text, nullable=False),
     Column("data", Json),
+    # The training step it tells of: told once, however many attempts take the step.
+    Column("step", Whole),
+    UniqueConstraint("job_id", "step"),
     Index(None, "job_id", "seq"),
 )
 
