@@ -15,7 +15,7 @@ Both databases give the same promises:
 - A read sees one moment, never blocks a write and is never blocked by one.
 - Whoever waits longest writes next; who waits too long gets a `StorageError` with the code `busy`.
 
-A block should be short: no waiting for a network, no `await`.
+A block should be short: no waiting for a network, no `await`, no fork.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, exc, make_url, text
 
@@ -75,6 +75,7 @@ class Database:
         else:
             raise _bad_url()
         self._lock = FairLock()
+        self._is_held_for_fork = False
         _databases.add(self)
 
     @classmethod
@@ -254,8 +255,20 @@ class Database:
             code="uncertain",
         )
 
-    def _after_fork(self) -> None:
+    def _before_fork(self) -> None:
+        """Let no write of another thread be halfway: SQLite in the child would wait for its end for good."""
+        if self._lock.is_mine:
+            return
+        self._is_held_for_fork = self._lock.acquire(self.busy_seconds)
+
+    def _after_fork_in_parent(self) -> None:
+        if self._is_held_for_fork:
+            self._is_held_for_fork = False
+            self._lock.release()
+
+    def _after_fork_in_child(self) -> None:
         """Leave the parent's connections alone: what a child says on them would end the parent's."""
+        self._is_held_for_fork = False
         self._lock = FairLock()
         self._backend.abandon()
 
@@ -272,10 +285,19 @@ def _bad_url() -> SpecError:
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
-def _after_fork(*_: Any) -> None:
-    for database in list(_databases):
-        database._after_fork()
+def _each(action: Callable[[Database], None]) -> Callable[[], None]:
+    """Return what does something to every database of this process."""
+
+    def act() -> None:
+        for database in list(_databases):
+            action(database)
+
+    return act
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_each(Database._before_fork),
+        after_in_parent=_each(Database._after_fork_in_parent),
+        after_in_child=_each(Database._after_fork_in_child),
+    )

@@ -25,6 +25,11 @@ class FairLock:
         self._waiting: deque[_Place] = deque()
         self._owner: int | None = None
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread has the turn."""
+        return self._owner == threading.get_ident()
+
     def acquire(self, timeout_seconds: float) -> bool:
         """Wait for the turn, and return whether it came in time.
 
