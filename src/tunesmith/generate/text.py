@@ -16,9 +16,7 @@ class TextStream:
         shown_ids: special tokens that are part of the text, by their names.
     """
 
-    def __init__(
-        self, renderer: ChatRenderer, stop: tuple[str, ...], shown_ids: frozenset[int] = frozenset()
-    ) -> None:
+    def __init__(self, renderer: ChatRenderer, stop: tuple[str, ...], shown_ids: frozenset[int] = frozenset()) -> None:
         self._renderer = renderer
         self._hidden_ids = renderer.special_ids - shown_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
