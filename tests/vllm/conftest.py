@@ -42,7 +42,7 @@ def adapters(source: BaseSource, tmp_path_factory: pytest.TempPathFactory) -> di
         adapter = add_lora(load_base(source, "float32").model, LoraSpec(rank=4 + 8 * seed, alpha=8))
         generator = torch.Generator().manual_seed(seed)
         for parameter in adapter.parameter_groups()[0].parameters:
-            parameter.data.normal_(0.0, 0.06, generator=generator)
+            parameter.data.normal_(0.0, 0.04, generator=generator)
         folder = folders[name] = tmp_path_factory.mktemp(name)
         save_tensors(folder / "adapter_model.safetensors", adapter.tensors())
         (folder / "adapter_config.json").write_text(json.dumps(adapter.peft_config(source.name)))

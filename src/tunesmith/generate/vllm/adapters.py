@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tunesmith.errors import ModelError
 from tunesmith.generate.vllm.server import lora_rank
+from tunesmith.models.adapters.peft_form import tensor_names
 from tunesmith.models.adapters.served import ServedAdapter
+from tunesmith.models.adapters.targets import last_part
+from tunesmith.models.size import LinearSize
+from tunesmith.models.weights import save_tensors
 
 #: Layers at a model's ends, as architectures call them; the server is told to adapt those between.
 _ENDS = {"lm_head", "embed_out", "embed_tokens", "wte"}
@@ -76,3 +82,25 @@ def adapter_rank(folder: Path) -> int:
     except ModelError as error:
         raise ModelError(error.message, where=str(folder), fix=_FIX, code=error.code) from error
     return rank
+
+
+def write_nothing(folder: Path, linear: LinearSize) -> None:
+    """Write an adapter of rank 1 that changes nothing, into a new folder.
+
+    Args:
+        folder: where to.
+        linear: a layer of the base.
+    """
+    folder.mkdir()
+    names = tensor_names(linear.name)
+    tensors = {names["lora_a"]: torch.zeros(1, linear.inputs), names["lora_b"]: torch.zeros(linear.outputs, 1)}
+    save_tensors(folder / "adapter_model.safetensors", tensors)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 1,
+        "lora_alpha": 1,
+        "bias": "none",
+        "target_modules": [last_part(linear.name)],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")

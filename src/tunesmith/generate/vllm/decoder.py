@@ -125,7 +125,7 @@ class VllmDecoder(Decoder):
         self._waiting: deque[int] = deque()
         self._flying: set[int] = set()
         self._is_suspect = False
-        self._server = RunningServer(settings, environment)
+        self._server = RunningServer(settings, environment, size.linears[0])
         self._end = weakref.finalize(self, self._server.stop)
         try:
             self._server.wait()

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 from tunesmith.errors import ModelError
+from tunesmith.generate.vllm.adapters import write_nothing
 from tunesmith.generate.vllm.client import VllmClient, error_text
 from tunesmith.generate.vllm.environment import ARGUMENTS_VARIABLE, VllmEnvironment
 from tunesmith.generate.vllm.server import BASE_NAME, ServerSettings, VllmServer
+from tunesmith.models.size import LinearSize
 
 _POLL_SECONDS = 0.2
 _HEALTH_SECONDS = 10.0
@@ -23,13 +25,20 @@ class RunningServer:
     Args:
         settings: what the server holds.
         environment: where vLLM is installed.
+        linear: a layer of the base.
     """
 
-    def __init__(self, settings: ServerSettings, environment: VllmEnvironment) -> None:
+    def __init__(self, settings: ServerSettings, environment: VllmEnvironment, linear: LinearSize) -> None:
         self._server = VllmServer(settings, environment)
         self._names = itertools.count()
-        #: By our names: the server's, and the files.
-        self._adapters: dict[str, tuple[str, Path]] = {}
+        #: By our names (None: the base): the server's, and the files.
+        self._adapters: dict[str | None, tuple[str, Path]] = {}
+        if settings.max_adapters and environment.is_cpu:
+            # vLLM's kernels for CPUs send the base's own rows through whatever adapter lies in the last place, if
+            # there are rows with adapters in the batch; so the base goes through one that changes nothing.
+            nothing = self._server.folder / "nothing"
+            write_nothing(nothing, linear)
+            self._adapters[None] = ("", nothing)
         self._deadline = 0.0
         self._next_poll = 0.0
         self._is_ready = False
@@ -115,7 +124,9 @@ class RunningServer:
 
     def model_name(self, adapter: str | None) -> str:
         """Return the server's name of the base or an adapter."""
-        return BASE_NAME if adapter is None else self._adapters[adapter][0]
+        if adapter is None and None not in self._adapters:
+            return BASE_NAME
+        return self._adapters[adapter][0]
 
     def stop(self) -> None:
         """End the server. Twice is fine."""
@@ -131,7 +142,7 @@ class RunningServer:
         self.client = VllmClient(self._server.address, self._server.api_key)
         self._deadline = time.monotonic() + self._server.settings.start_seconds
 
-    def _load(self, name: str, folder: Path) -> None:
+    def _load(self, name: str | None, folder: Path) -> None:
         # A new name each time: vLLM would go on with what its prefix cache holds under an old one.
         theirs = f"adapter-{next(self._names)}"
         body = {"lora_name": theirs, "lora_path": str(folder.absolute())}

@@ -81,8 +81,9 @@ class ServerSettings:
             command.append("--enforce-eager")  # compiling takes minutes, and with adapters vLLM leaves it out anyway
         if self.max_adapters:
             # Each that may be in one batch has its room laid out from the start, on the GPU.
-            in_batch = min(self.max_adapters, _ADAPTERS_IN_BATCH)
-            command += ["--enable-lora", "--max-loras", str(in_batch), "--max-cpu-loras", str(self.max_adapters)]
+            in_memory = self.max_adapters + environment.is_cpu  # one that stands for the base, see `RunningServer`
+            in_batch = min(in_memory, _ADAPTERS_IN_BATCH)
+            command += ["--enable-lora", "--max-loras", str(in_batch), "--max-cpu-loras", str(in_memory)]
             command += ["--max-lora-rank", str(lora_rank(self.max_adapter_rank))]
             # Not the output layer: where vLLM lets adapters change it, scores of several requests at once stop it.
             command += ["--lora-target-modules", *self.adapted_layers]
@@ -120,8 +121,9 @@ class VllmServer:
         self.api_key = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._restarts: deque[float] = deque()
-        self._folder = Path(tempfile.mkdtemp(prefix="tunesmith-vllm-"))
-        self._clean = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        #: For its log and the like, as long as it lives.
+        self.folder = Path(tempfile.mkdtemp(prefix="tunesmith-vllm-"))
+        self._clean = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     @property
     def address(self) -> str:
@@ -131,7 +133,7 @@ class VllmServer:
     @property
     def log(self) -> Path:
         """The file that its output goes to."""
-        return self._folder / "vllm.log"
+        return self.folder / "vllm.log"
 
     @property
     def is_alive(self) -> bool:
@@ -154,7 +156,7 @@ class VllmServer:
             stdin=subprocess.PIPE,  # held open: the keeper ends the server when this end is closed
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            cwd=self._folder,
+            cwd=self.folder,
             env=self.environment.variables(self.api_key),
             start_new_session=True,
         )
