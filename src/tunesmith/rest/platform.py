@@ -1,0 +1,61 @@
+"""What the routes of the platform work with; the application keeps it as `app.state.platform`."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from tunesmith.record.access import Access
+from tunesmith.record.database import Database
+from tunesmith.record.files import Files
+from tunesmith.record.home import Home
+from tunesmith.record.store import Store
+from tunesmith.record.uploads import Uploads
+from tunesmith.serve.pool import ModelPool
+from tunesmith.specs.serving import ServeSpec
+
+#: Uploads that write to the disk at the same moment; others wait for their turn. Answers have threads of their own.
+_FILE_THREADS = 8
+
+
+@dataclass(slots=True)
+class Platform:
+    """The record and everything that stands on it. Make one with `open_platform`, and `close` it."""
+
+    home: Home
+    spec: ServeSpec
+    database: Database
+    store: Store
+    pool: ModelPool
+    files: Files
+    uploads: Uploads
+    file_threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
+    )
+
+    def close(self) -> None:
+        """Wait for what is being written, and close the database."""
+        self.file_threads.shutdown()
+        self.database.close()
+
+
+def open_platform(spec: ServeSpec, home: Home, pool: ModelPool) -> Platform:
+    """Open the record that the environment names; its tables are created or brought up to date.
+
+    Raises:
+        SpecError: the URL of the database isn't one.
+        StorageError: the database can't be opened or is of a newer version, or the store's URL can't be used.
+    """
+    database = Database.from_environment(home)
+    store = Store.from_environment(home)
+    database.migrate()
+    Access(database).ensure_default_project()
+    return Platform(home, spec, database, store, pool, Files(database, store), Uploads(database, store))
+
+
+def platform_of(http: Request) -> Platform:
+    """Return the platform of the application that a request came to."""
+    platform: Platform = http.app.state.platform
+    return platform
