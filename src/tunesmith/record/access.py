@@ -28,6 +28,9 @@ DEFAULT_PROJECT_NAME = "default"
 #: One installation is one organisation.
 ORGANIZATION = "org-local"
 
+#: A server believes for so long that a key is still good, or that there is none; then it asks the record again.
+REVOCATION_SECONDS = 1.0
+
 _SECRET_PREFIX = "sk-"  # noqa: S105 - not a secret
 _SECRET_LENGTH = 48
 #: As much of a secret as is kept in words, so that people know which one it is.
@@ -255,6 +258,12 @@ class Access:
         this = (key_usage.c.key_id == key_id) & (key_usage.c.day == day)
         with self._database.read() as connection:
             return connection.scalar(select(func.coalesce(func.sum(key_usage.c.tokens), 0)).where(this)) or 0
+
+
+def is_secret(text: str) -> bool:
+    """Whether a text has the form of a key's secret; only those are worth looking for."""
+    body = text.removeprefix(_SECRET_PREFIX)
+    return text.startswith(_SECRET_PREFIX) and len(body) == _SECRET_LENGTH and body.isascii() and body.isalnum()
 
 
 def day_of(unix_seconds: float) -> int:

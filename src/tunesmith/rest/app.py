@@ -13,8 +13,9 @@ from starlette.exceptions import HTTPException
 
 from tunesmith import __version__
 from tunesmith.errors import TunesmithError
+from tunesmith.rest.bodies import check_content_type
 from tunesmith.rest.chat import AnswerStream, find_model, open_session, whole_answer
-from tunesmith.rest.errors import WireError, WireFault, tell_error, tell_http_error, tell_invalid
+from tunesmith.rest.errors import WireFault, tell_error, tell_http_error, tell_invalid
 from tunesmith.rest.guard import Guard
 from tunesmith.rest.reading import read_chat_request
 from tunesmith.rest.translate import model_of
@@ -61,7 +62,7 @@ def create_app(pool: ModelPool, spec: ServeSpec) -> FastAPI:
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=_body_schema())
     async def create_chat_completion(http: Request) -> Response:
-        _check_content_type(http)
+        check_content_type(http)
         request = await asyncio.to_thread(read_chat_request, await http.body())
         session = await open_session(request, pool, spec.default_max_tokens)
         return AnswerStream(session) if request.stream else await whole_answer(session, http)
@@ -76,20 +77,3 @@ def _body_schema() -> dict[str, object]:
 
 def _inline_schema() -> dict[str, object]:
     return ChatRequest.model_json_schema()
-
-
-def _check_content_type(http: Request) -> None:
-    """Refuse a body that doesn't say that it is JSON.
-
-    Raises:
-        WireFault: it says something else, or nothing.
-    """
-    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise WireFault(
-            WireError(
-                415,
-                f"Unsupported content type: '{kind[:100]}'. Send the header Content-Type: application/json.",
-                "unsupported_content_type",
-            )
-        )

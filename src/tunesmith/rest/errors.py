@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
 
-from tunesmith.errors import RequestError, TunesmithError
+from tunesmith.errors import RequestError, StorageError, TunesmithError
+from tunesmith.rest.invalid import invalid_value
 
 #: What a caller who was refused for the moment should wait.
 _RETRY_SECONDS = 2
 
 #: Statuses of refusals that pass on their own; any other refusal is the request's fault.
 _PASSING = {"overloaded": 429, "stopping": 503}
+
+#: What becomes of a request when the record or the disk fails: status and message. The rest is in the server's log.
+_STORAGE = {
+    "busy": (503, "The server is busy: too many requests want to change something at once."),
+    "unavailable": (503, "The server can't reach its database at the moment."),
+    "disk_full": (507, "The server has no space left to store this."),
+    "uncertain": (
+        503,
+        "The server lost its database while it stored this; look whether it is there before you repeat it.",
+    ),
+}
+#: Where a repetition by itself helps. One after `uncertain` might do everything twice.
+_STORAGE_PASSING = frozenset({"busy", "unavailable"})
 
 _log = logging.getLogger(__name__)
 
@@ -79,10 +98,24 @@ def wire_error(error: Exception) -> WireError:
         if status is not None:
             return WireError(status, message, error.code, can_retry=True, headers={"retry-after": str(_RETRY_SECONDS)})
         return WireError(400, message, error.code, error.param)
+    if isinstance(error, StorageError):
+        return _storage_error(error)
     if isinstance(error, TunesmithError) and error.code == "answer_failed":
         return WireError(500, error.message, error.code, can_retry=True)
     _log.error("unexpected fault", exc_info=error)
     return INTERNAL
+
+
+def _storage_error(error: StorageError) -> WireError:
+    """Return what a caller is told about a record or a disk that fails."""
+    if error.code not in _STORAGE:
+        _log.error("the record or the disk failed: %s", error, exc_info=error)
+        return INTERNAL
+    _log.warning("a request was refused: %s", error.message)
+    status, message = _STORAGE[error.code]
+    if error.code in _STORAGE_PASSING:
+        return WireError(status, message, error.code, can_retry=True, headers={"retry-after": str(_RETRY_SECONDS)})
+    return WireError(status, message, error.code)
 
 
 def model_not_found(name: str) -> WireError:
@@ -112,6 +145,7 @@ async def tell_http_error(request: Request, error: Exception) -> JSONResponse:
         return WireError(404, message, "unknown_url").response()
     headers = dict(error.headers or {})
     if error.status_code == 405:
+        headers["allow"] = ", ".join(sorted(methods_at(request.app.routes, request.scope)))
         message = f"Not allowed to {request.method} on {request.url.path[:200]}."
         return WireError(405, message, "method_not_allowed", headers=headers).response()
     return WireError(error.status_code, str(error.detail), headers=headers).response()
@@ -121,5 +155,18 @@ async def tell_invalid(_: Request, error: Exception) -> JSONResponse:
     """Answer with a parameter of path or query that the framework refuses."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()[0]
-    param = ".".join(str(step) for step in found["loc"][1:]) or None
-    return WireError(400, f"Invalid '{param}': {found['msg']}.", "invalid_value", param).response()
+    # The first step says whether it is in the path, the query or the body.
+    finding = ErrorDetails(
+        type=found["type"],
+        loc=tuple(found["loc"][1:]),
+        msg=found["msg"],
+        input=found["input"],
+        ctx=found.get("ctx", {}),
+    )
+    return wire_error(invalid_value(finding)).response()
+
+
+def methods_at(routes: Sequence[BaseRoute], scope: Scope) -> set[str]:
+    """Return the methods that any route takes at a request's path."""
+    found = [route for route in iter_route_contexts(routes) if route.matches(scope)[0] is not Match.NONE]
+    return {method for route in found for method in route.methods or ()}
