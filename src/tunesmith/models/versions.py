@@ -36,6 +36,8 @@ class Candidate:
             rows, for people and for `chat`.
         kind: what is registered: an `adapter` for the base, or a whole `model`.
         quantisation: how the base's weights are kept in fewer bits under the adapter; None: they are plain.
+        organization: whose it is, part of the name; None: nobody's but the user's of this machine (`local`).
+        checkpoint_step: the step of its run that these weights are of; None: they are the run's result.
     """
 
     base: str
@@ -49,6 +51,15 @@ class Candidate:
     summary: Mapping[str, Any] = field(default_factory=dict)
     kind: Literal["adapter", "model"] = "adapter"
     quantisation: Mapping[str, Any] | None = None
+    organization: str | None = None
+    checkpoint_step: int | None = None
+
+    def name_of(self, version_id: str) -> str:
+        """Return the name for the API's `model` field."""
+        # OpenAI's names leave the suffix empty where the user gave none.
+        label = self.label or ("" if self.organization else self.run)
+        end = "" if self.checkpoint_step is None else f":ckpt-step-{self.checkpoint_step}"
+        return f"ft:{self.base_short_name}:{self.organization or 'local'}:{label}:{version_id}{end}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +111,7 @@ def register(candidate: Candidate, fill: Callable[[Path], None], chat_template: 
         write_text(part / "chat_template.jinja", chat_template)
         version_id = _id_of(candidate, {path.name: sha256_file(path) for path in part.glob("*.safetensors")})
         label = candidate.label or candidate.run
-        name = f"ft:{candidate.base_short_name}:local:{label}:{version_id}"
+        name = candidate.name_of(version_id)
         write_text(part / "README.md", model_card(name, candidate.base, label, candidate.summary, candidate.kind))
         files = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -200,7 +211,10 @@ def _id_of(candidate: Candidate, files: Mapping[str, str]) -> str:
     """Return the id of a model: a hash over its weights (of `files`, hashes by name) and what they came from."""
     facts = asdict(candidate)
     # What was measured and how it is called don't make it another model.
-    del facts["summary"], facts["label"], facts["base"], facts["base_short_name"]
+    del facts["summary"], facts["label"], facts["base"], facts["base_short_name"], facts["organization"]
+    if candidate.checkpoint_step is None:
+        # Ids of versions that were made before there were checkpoints stay what they are.
+        del facts["checkpoint_step"]
     weights = {name: sha256 for name, sha256 in files.items() if name.endswith(".safetensors")}
     return sha256_json([facts, weights])[:_ID_LENGTH]
 

@@ -54,6 +54,15 @@ class Home:
         """
         return self._folder("bases")
 
+    @property
+    def jobs(self) -> Path:
+        """The folder with what workers keep of each job: its files, its locks, the logs of its attempts.
+
+        Raises:
+            StorageError: it can't be created.
+        """
+        return self._folder("jobs")
+
     def check_writable(self) -> None:
         """Write and remove a small file, so that a long run doesn't find out at its end.
 

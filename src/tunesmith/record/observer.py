@@ -11,7 +11,8 @@ from tunesmith.record.events import Event
 class StepReport:
     """One optimiser step of `steps`: `loss` in nats a learnt token; `tokens` counts the rows' tokens so far.
 
-    `tokens_per_second` is over the last steps, `remaining_seconds` an estimate of the training's end.
+    `tokens_per_second` is over the last steps, `remaining_seconds` an estimate of the training's end. After a step that
+    `validates`, a validation follows.
     """
 
     step: int
@@ -22,6 +23,7 @@ class StepReport:
     tokens_per_second: float
     remaining_seconds: float
     validation_loss: float | None = None
+    validates: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,15 @@ from tunesmith.evaluate.verdict import decide
 from tunesmith.learn.step import TreeModel
 from tunesmith.models.adapters.adapter import Adapter
 from tunesmith.models.adapters.attach import add_adapter
+from tunesmith.models.versions import ModelVersion
 from tunesmith.record.events import EventLog
 from tunesmith.record.home import Home
 from tunesmith.record.metrics import MetricsLog
 from tunesmith.record.observer import Observer
 from tunesmith.record.parquet import write_parquet
 from tunesmith.runs.architecture import note_architecture
-from tunesmith.runs.finish import Finished, finish
-from tunesmith.runs.folder import RunFolder
+from tunesmith.runs.finish import Finished, Weights, finish, register_checkpoint
+from tunesmith.runs.folder import JobOrder, RunFolder
 from tunesmith.runs.looking_back import LookingBack
 from tunesmith.runs.perplexity import PerplexityProof
 from tunesmith.runs.pinned_data import PinnedData, load_pinned, pin
@@ -48,7 +49,29 @@ _BASE_ARM = as_is("the base", "the untuned base with the rows' own prompt")
 _TUNED_ARM = as_is("the tuned model", "the tuned model with the rows' own prompt")
 
 
-def start(spec: TuneSpec, home: Home, observer: Observer, *, untuned: Sequence[Arm] = ()) -> RunResult:
+class Snapshots:
+    """Wants weights that can be asked while a run goes on; this one wants none."""
+
+    #: Whether weights are wanted at the end of each pass over the rows.
+    at_epoch_ends = False
+
+    def wants_at_stop(self) -> bool:
+        """Whether weights are wanted as the run stops before its end."""
+        return False
+
+    def taken(self, step: int, version: ModelVersion) -> None:
+        """The weights after a step are registered. The same ones may come again after a resume."""
+
+
+def start(
+    spec: TuneSpec,
+    home: Home,
+    observer: Observer,
+    *,
+    untuned: Sequence[Arm] = (),
+    order: JobOrder | None = None,
+    snapshots: Snapshots | None = None,
+) -> RunResult:
     """Start a run and work on it to its end.
 
     Args:
@@ -56,6 +79,8 @@ def start(spec: TuneSpec, home: Home, observer: Observer, *, untuned: Sequence[A
         home: where everything is kept.
         observer: sees events, steps and progress.
         untuned: ways to ask the untuned base, besides its rows' own prompt, that the verdict compares with.
+        order: the job that it works for, if it does.
+        snapshots: wants weights before the end.
 
     Raises:
         UserError: data, base or disk can't be used; nothing is registered.
@@ -65,14 +90,21 @@ def start(spec: TuneSpec, home: Home, observer: Observer, *, untuned: Sequence[A
     base = Base.load(spec, home)
     resolved, prepared = base.prepare(spec)
     check_score_is_possible(resolved, prepared.validation)
-    folder = RunFolder.create(resolved, home)
+    folder = RunFolder.create(resolved, home, order)
     with _ending_noted(folder):
         data = pin(prepared, folder.data)
         with _records(folder, observer) as records:
-            return _Execution(folder, resolved, data, base, records).run(home, untuned)
+            return _Execution(folder, resolved, data, base, records, snapshots).run(home, untuned)
 
 
-def resume(name: str, home: Home, observer: Observer, *, untuned: Sequence[Arm] = ()) -> RunResult:
+def resume(
+    name: str,
+    home: Home,
+    observer: Observer,
+    *,
+    untuned: Sequence[Arm] = (),
+    snapshots: Snapshots | None = None,
+) -> RunResult:
     """Go on with a run that was stopped or cut off, from its newest whole checkpoint.
 
     Raises:
@@ -93,19 +125,28 @@ def resume(name: str, home: Home, observer: Observer, *, untuned: Sequence[Arm] 
     base = Base.load(spec, home)
     folder.update(state="running", error=None, code=None)
     with _ending_noted(folder), _records(folder, observer) as records:
-        return _Execution(folder, spec, data, base, records).run(home, untuned)
+        return _Execution(folder, spec, data, base, records, snapshots).run(home, untuned)
 
 
 class _Execution:
     """One attempt at a run."""
 
-    def __init__(self, folder: RunFolder, spec: TuneSpec, data: PinnedData, base: Base, records: Records) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        spec: TuneSpec,
+        data: PinnedData,
+        base: Base,
+        records: Records,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         self._folder = folder
         self._spec = spec
         self._data = data
         self._base = base
         self._records = records
         self._events = records.events
+        self._snapshots = snapshots or Snapshots()
         self._peak = PeakMemory(base.loaded.device)
 
     def run(self, home: Home, untuned: Sequence[Arm]) -> RunResult:
@@ -133,7 +174,7 @@ class _Execution:
         else:
             proof = Proof(loaded, renderer, data.test, data.train, evaluation, observer)
         arms = self._measure(proof, [*untuned, *([_BASE_ARM] if evaluation.compare_base else [])])
-        adapter, outcome, plan, notes = self._train(workshop, plan)
+        adapter, outcome, plan, notes = self._train(workshop, plan, home)
         adapter.settle()
         arms += self._measure(proof, [_TUNED_ARM])
         result = finish(
@@ -167,7 +208,7 @@ class _Execution:
             self._events.add("evaluation", sentence, **figures)
         return results
 
-    def _train(self, workshop: Workshop, plan: Plan) -> tuple[Adapter, Outcome, Plan, list[str]]:
+    def _train(self, workshop: Workshop, plan: Plan, home: Home) -> tuple[Adapter, Outcome, Plan, list[str]]:
         """Train to the end, from the newest checkpoint if there is one.
 
         Returns:
@@ -184,7 +225,13 @@ class _Execution:
         looking_back = LookingBack(self._spec, self._base, self._data, self._records)
         self._spec = with_found_rate(self._spec, self._base, adapter, rows, self._folder, self._records)
         scoring = validation_scoring(self._spec, self._base, self._data, self._records.observer)
-        loop = Loop(TreeModel.of(model), adapter, rows, self._spec, self._records, wish, scoring)
+
+        def snapshot(step: int) -> None:
+            weights = Weights(self._folder, self._spec, self._data, self._base, adapter)
+            self._snapshots.taken(step, register_checkpoint(weights, step, home))
+
+        at_epoch_end = snapshot if self._snapshots.at_epoch_ends else None
+        loop = Loop(TreeModel.of(model), adapter, rows, self._spec, self._records, wish, scoring, at_epoch_end)
         self._go_on(loop)
         loop.rehearse(self._base.size, self._peak)
         with stop_on_signals(wish):
@@ -192,6 +239,8 @@ class _Execution:
         step = outcome.state.step
         if outcome.is_interrupted:
             self._events.add("interrupted", f"Stopped after step {step}.", step=step)
+            if self._snapshots.wants_at_stop():
+                snapshot(step)
             raise RunInterrupted(self._folder.id, step)
         best = self._records.checkpoints.load(outcome.state.best_step)
         adapter.load_tensors(best.adapter, where=str(self._folder.checkpoints))

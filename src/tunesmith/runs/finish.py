@@ -85,25 +85,62 @@ def finish(run: Finished, home: Home) -> RunResult:
 
 
 def _register(run: Finished, summary: Mapping[str, Any], home: Home) -> ModelVersion:
-    source = run.base.loaded.source
+    weights = Weights(run.folder, run.spec, run.data, run.base, run.adapter)
+    return register_weights(weights, summary, home)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a run as they are now, with where they come from."""
+
+    folder: RunFolder
+    spec: TuneSpec
+    data: PinnedData
+    base: Base
+    adapter: Adapter
+
+
+def register_checkpoint(weights: Weights, step: int, home: Home) -> ModelVersion:
+    """Register the weights after a step, so that they can be asked beside the run's result.
+
+    Raises:
+        StorageError: the disk is full; nothing half-written is listed.
+    """
+    data = weights.data
+    summary = {"data": _data_counts(data).model_dump(), "system": _usual_system_prompt(data.train)}
+    return register_weights(weights, summary, home, checkpoint_step=step)
+
+
+def register_weights(
+    weights: Weights, summary: Mapping[str, Any], home: Home, *, checkpoint_step: int | None = None
+) -> ModelVersion:
+    """Register weights: those of a step, or a run's result.
+
+    Raises:
+        StorageError: the disk is full; nothing half-written is listed.
+    """
+    loaded = weights.base.loaded
+    source = loaded.source
     candidate = Candidate(
         base=source.name,
         base_sha256=source.sha256,
         base_short_name=source.short_name,
-        run=run.folder.id,
-        label=run.spec.name,
-        spec_sha256=sha256_json(run.spec.model_dump(mode="json")),
-        data_sha256=str(run.data.report["content_hash"]),
-        template_sha256=run.base.renderer.template_hash,
+        run=weights.folder.id,
+        label=weights.spec.name,
+        spec_sha256=sha256_json(weights.spec.model_dump(mode="json")),
+        data_sha256=str(weights.data.report["content_hash"]),
+        template_sha256=weights.base.renderer.template_hash,
         summary=summary,
-        kind="model" if isinstance(run.spec.adapter, FullSpec) else "adapter",
-        quantisation=quantisation.to_json() if (quantisation := run.base.loaded.quantisation) else None,
+        kind="model" if isinstance(weights.spec.adapter, FullSpec) else "adapter",
+        quantisation=loaded.quantisation.to_json() if loaded.quantisation else None,
+        organization=weights.folder.view().organization,
+        checkpoint_step=checkpoint_step,
     )
 
     def fill(folder: Path) -> None:
-        run.adapter.save(folder, source)
+        weights.adapter.save(folder, source)
 
-    return register(candidate, fill, run.base.renderer.template, home)
+    return register(candidate, fill, weights.base.renderer.template, home)
 
 
 def _usual_system_prompt(rows: Sequence[Example]) -> str | None:

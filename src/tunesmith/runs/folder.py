@@ -22,7 +22,8 @@ State = Literal["running", "interrupted", "succeeded", "failed"]
 class RunView:
     """A run as lists show it.
 
-    `model` and `sentence` are there once it has succeeded, `error` and its stable word `code` once it has failed.
+    `organization` is there if it runs for a job. `model` and `sentence` are there once it has succeeded, `error` and its
+    stable word `code` once it has failed.
     """
 
     id: str
@@ -32,6 +33,7 @@ class RunView:
     base: str
     data: str
     name: str | None = None
+    organization: str | None = None
     model: str | None = None
     sentence: str | None = None
     error: str | None = None
@@ -40,6 +42,14 @@ class RunView:
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         return {**asdict(self), "folder": str(self.folder)}
+
+
+@dataclass(frozen=True, slots=True)
+class JobOrder:
+    """The job that a run works for, and the organisation in its models' names."""
+
+    job_id: str
+    organization: str
 
 
 class RunFolder:
@@ -56,8 +66,8 @@ class RunFolder:
         self._status_file = path / "status.json"
 
     @classmethod
-    def create(cls, spec: TuneSpec, home: Home) -> RunFolder:
-        """Make the folder of a new run.
+    def create(cls, spec: TuneSpec, home: Home, order: JobOrder | None = None) -> RunFolder:
+        """Make the folder of a new run, called as its job if it runs for one.
 
         Raises:
             StorageError: it can't be written.
@@ -65,10 +75,19 @@ class RunFolder:
         now = datetime.now(UTC)
         first = spec.data.files[0].path
         label = spec.name or re.sub(r"[^a-z0-9]+", "-", Path(first).name.split(".")[0].lower()).strip("-")
-        run = cls(home.runs / f"{now:%Y%m%d-%H%M%S}-{(label or 'data')[:40]}-{secrets.token_hex(2)}")
+        name = order.job_id if order else f"{now:%Y%m%d-%H%M%S}-{(label or 'data')[:40]}-{secrets.token_hex(2)}"
+        run = cls(home.runs / name)
         run.path.mkdir(parents=True)
         run._write(
-            RunView(run.path.name, run.path, "running", now.isoformat(timespec="seconds"), spec.base, spec.data.where)
+            RunView(
+                run.path.name,
+                run.path,
+                "running",
+                now.isoformat(timespec="seconds"),
+                spec.base,
+                spec.data.where,
+                organization=order.organization if order else None,
+            )
         )
         spec.write_yaml(run.spec_file)
         return run

@@ -35,6 +35,13 @@ def rows_of_steps(
     return [order[start : min(start + batch_size, wanted)] for start in range(0, wanted, batch_size)]
 
 
+def epoch_ends(rows: int, batch_size: int, epochs: float) -> frozenset[int]:
+    """Return after which steps another pass over the rows is done, without the last step."""
+    last = step_count(rows, batch_size, epochs)
+    ends = (math.ceil(rows * epoch / batch_size) for epoch in range(1, math.ceil(epochs)))
+    return frozenset(end for end in ends if end < last)
+
+
 def with_replay(steps: list[list[int]], rows: int, replay_rows: int, share: float, seed: int) -> list[list[int]]:
     """Return the steps with general rows added, so that these are `share` of the rows of all steps so far.
 

@@ -21,7 +21,7 @@ from tunesmith.record.events import EventLog
 from tunesmith.record.metrics import MetricsLog
 from tunesmith.record.observer import Observer, StepReport
 from tunesmith.specs.tune import TuneSpec
-from tunesmith.train.batches import rows_of_steps, with_replay
+from tunesmith.train.batches import epoch_ends, rows_of_steps, with_replay
 from tunesmith.train.checkpoints import Checkpoint, CheckpointStore, LoopState
 from tunesmith.train.costs import Costs
 from tunesmith.train.memory import PeakMemory, memory_limit_bytes
@@ -97,6 +97,8 @@ class Loop:
         records: where steps, validations and checkpoints go.
         should_stop: asked after each step; True writes a checkpoint and ends the loop as interrupted.
         scoring: scores answers at each validation and so says which weights are best, in place of the loss.
+        at_epoch_end: called with the step after each pass over the rows but the last, once it is validated and saved;
+            again for the same step where a run is resumed right there.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Loop:
         records: Records,
         should_stop: Callable[[], bool],
         scoring: Scoring | None = None,
+        at_epoch_end: Callable[[int], object] | None = None,
     ) -> None:
         self._model = model
         self._adapter = adapter
@@ -120,6 +123,8 @@ class Loop:
         assert not isinstance(spec.limits.tokens_per_microbatch, str)
         self._schedule = data.steps(batch_size, epochs, spec.seed)
         self._rows = data.learnt
+        self._at_epoch_end = at_epoch_end
+        self._epoch_ends = epoch_ends(len(data.train), batch_size, epochs) if at_epoch_end else frozenset()
         groups = adapter.parameter_groups()
         self._optimiser = Optimiser(groups, spec.optimisation, len(self._schedule))
         passes = Passes(spec.limits.tokens_per_microbatch)
@@ -185,6 +190,8 @@ class Loop:
         interrupted = stopped_early = False
         if self._is_fresh:
             self._validate_and_save()
+        else:
+            self._tell_epoch_end()
         while self._state.step < len(self._schedule):
             patience = self._spec.optimisation.patience
             stopped_early = bool(patience) and self._state.worse_validations >= patience
@@ -193,14 +200,22 @@ class Loop:
             self._step(self._schedule[self._state.step])
             self._measure_plan()
             is_last = self._state.step == len(self._schedule)
-            if is_last or self._state.step % self._validate_every == 0:
+            if self._validates_after(self._state.step):
                 self._validate_and_save()
+                self._tell_epoch_end()
             if not is_last and self._should_stop():
                 interrupted = True
                 self._save()
                 break
         model.eval()
         return Outcome(self._state, len(self._schedule), self._last_loss(), interrupted, stopped_early)
+
+    def _validates_after(self, step: int) -> bool:
+        return step == len(self._schedule) or step % self._validate_every == 0 or step in self._epoch_ends
+
+    def _tell_epoch_end(self) -> None:
+        if self._at_epoch_end is not None and self._state.step in self._epoch_ends:
+            self._at_epoch_end(self._state.step)
 
     def _measure_plan(self) -> None:
         """Correct the plan by an early step, if no rehearsal did; the very first is slower than the others."""
@@ -267,6 +282,7 @@ class Loop:
                 tokens=state.tokens,
                 tokens_per_second=speed,
                 remaining_seconds=state.seconds / state.step * left,
+                validates=self._validates_after(state.step),
             )
         )
 
