@@ -24,11 +24,11 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, exc, make_url, text
+from sqlalchemy import Connection, Engine, exc, make_url
 
 from tunesmith.errors import SpecError, StorageError
 from tunesmith.record import schema
@@ -114,7 +114,7 @@ class Database:
             try:
                 yield connection
             finally:
-                connection.close()
+                _close(connection)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -192,12 +192,12 @@ class Database:
                 )
                 try:
                     yield connection
-                    self._commit(connection)
+                    self._commit(connection, is_migration=is_migration)
                 finally:
                     if is_migration:
                         # Settings that are only for migrations go with the connection.
                         connection.invalidate()
-                    connection.close()
+                    _close(connection)
         finally:
             self._lock.release()
 
@@ -212,7 +212,7 @@ class Database:
                         connection.begin()
                         begin(connection)
                     except BaseException:
-                        connection.close()
+                        _close(connection)
                         raise
                     return connection
             except StorageError as error:
@@ -220,33 +220,33 @@ class Database:
                     raise
                 time.sleep(0.1)
 
-    def _commit(self, connection: Connection) -> None:
+    def _commit(self, connection: Connection, *, is_migration: bool) -> None:
         """Commit; where the connection broke meanwhile, find out what became of it."""
-        number = connection.info.get("transaction")
         try:
             with database_errors():
                 connection.commit()
         except StorageError as error:
-            if error.code != "unavailable" or number is None:
+            backend = self._backend
+            if error.code != "unavailable" or is_migration or not isinstance(backend, PostgresqlBackend):
                 raise
-            if not self._was_committed(number):
+            _close(connection)
+            if not self._was_committed(backend):
                 raise
 
-    def _was_committed(self, number: str) -> bool:
-        """Ask PostgreSQL what became of a transaction.
+    def _was_committed(self, backend: PostgresqlBackend) -> bool:
+        """Ask what became of the last transaction.
 
         Raises:
             StorageError: it can't be known (`uncertain`).
         """
         give_up = time.monotonic() + 2 * _RECONNECT_SECONDS
         while time.monotonic() < give_up:
-            try:
-                with self.read() as connection:
-                    state = connection.scalar(text("SELECT pg_xact_status(CAST(:number AS xid8))"), {"number": number})
-            except StorageError:
-                continue
-            if state in ("committed", "aborted"):
-                return bool(state == "committed")
+            with suppress(StorageError), database_errors():
+                connection = self._opened(backend.writer, lambda _: None)
+                try:
+                    return backend.was_committed(connection)
+                finally:
+                    _close(connection)
             time.sleep(0.1)
         raise StorageError(
             "The database went away while it was storing this; whether it did isn't known.",
@@ -271,6 +271,16 @@ class Database:
         self._is_held_for_fork = False
         self._lock = FairLock()
         self._backend.abandon()
+
+
+def _close(connection: Connection) -> None:
+    """Give a connection back; one that broke can't say good-bye, and what its block did is neither better nor worse."""
+    try:
+        connection.close()
+    except exc.DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        connection.close()
 
 
 def _bad_url() -> SpecError:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from typing import Any, Literal
 
-from sqlalchemy import URL, Connection, Pool, create_engine, event, text
+from sqlalchemy import URL, BigInteger, Connection, Pool, cast, create_engine, event, extract, func, select
+from sqlalchemy.dialects.postgresql import insert
 
 from tunesmith.errors import StorageError
+from tunesmith.record.tables import writers
 
 _CONNECTIONS = 16
 #: One number for all Tunesmiths that share a database: whoever holds the lock of that number may write.
@@ -21,6 +24,7 @@ _CONNECT = {
     "tcp_user_timeout": 20_000,
     "application_name": "tunesmith",
 }
+_MONTH_SECONDS = 30 * 24 * 3600
 
 
 class PostgresqlBackend:
@@ -49,6 +53,8 @@ class PostgresqlBackend:
             ) from error
         self._busy_seconds = busy_seconds
         self._abandoned: list[Pool] = []
+        self._id = secrets.token_hex(16)
+        self._number = 0
         self.writer = create_engine(
             url.set(drivername="postgresql+psycopg"),
             module=psycopg,
@@ -65,20 +71,35 @@ class PostgresqlBackend:
     def begin_read(self, connection: Connection) -> None:
         """Begin to read; PostgreSQL begins by itself."""
 
-    def begin_write(
-        self,
-        connection: Connection,
-        deadline: float,
-        is_migration: bool,  # noqa: ARG002 - it is SQLite that needs settings of its own then
-    ) -> None:
+    def begin_write(self, connection: Connection, deadline: float, is_migration: bool) -> None:
         """Begin to write: wait for whoever writes now, until the deadline.
 
-        The transaction's number is kept with the connection, to ask for what became of it.
+        The transaction leaves its number in a row of this object's own, for `was_committed`.
         """
-        left_ms = max(1, round(1000 * (deadline - time.monotonic())))
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {left_ms}")
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER})")
-        connection.info["transaction"] = connection.scalar(text("SELECT CAST(pg_current_xact_id() AS text)"))
+        self._take_lock(connection, deadline)
+        self._number += 1
+        if is_migration:
+            return
+        now = cast(extract("epoch", func.now()), BigInteger)
+        if self._number == 1:
+            # Processes that haven't written for so long are gone.
+            connection.execute(writers.delete().where(writers.c.updated_at < now - _MONTH_SECONDS))
+        mine = insert(writers).values(id=self._id, number=self._number, updated_at=now)
+        connection.execute(
+            mine.on_conflict_do_update(
+                index_elements=[writers.c.id],
+                set_={"number": mine.excluded.number, "updated_at": mine.excluded.updated_at},
+            )
+        )
+
+    def was_committed(self, connection: Connection) -> bool:
+        """Whether the last transaction that `begin_write` began was stored; waits for its end.
+
+        PostgreSQL's own `pg_xact_status` can't tell: after a crash, it may give a transaction's number to another.
+        """
+        self._take_lock(connection, time.monotonic() + self._busy_seconds)
+        number = connection.scalar(select(writers.c.number).where(writers.c.id == self._id))
+        return number == self._number
 
     def close(self) -> None:
         """Close all connections."""
@@ -86,8 +107,14 @@ class PostgresqlBackend:
 
     def abandon(self) -> None:
         """Forget all connections without a word, after a fork."""
+        self._id = secrets.token_hex(16)
         self._abandoned.append(self.writer.pool)
         self.writer.dispose(close=False)
+
+    def _take_lock(self, connection: Connection, deadline: float) -> None:
+        left_ms = max(1, round(1000 * (deadline - time.monotonic())))
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {left_ms}")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER})")
 
     def _prepare(self, driver: Any) -> None:
         """Set what every connection needs; a process that freezes while it writes doesn't stop all others for good."""

@@ -307,3 +307,13 @@ deliveries = _table(
     UniqueConstraint("webhook_id", "event_id"),
     Index(None, "state", "next_attempt_at"),
 )
+
+# What PostgreSQL is asked when a connection breaks during a commit (record/postgresql.py).
+
+writers = Table(
+    "writers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("number", Whole, nullable=False),
+    Column("updated_at", Whole, nullable=False),
+)

@@ -1,6 +1,6 @@
 """The first tables.
 
-audit, blobs, projects, completions, files, idempotency, jobs, keys, permissions, uploads, webhooks,
+audit, blobs, projects, writers, completions, files, idempotency, jobs, keys, permissions, uploads, webhooks,
 completion_metadata, deliveries, events.
 """
 
@@ -20,6 +20,7 @@ def upgrade() -> None:
     _audit()
     _blobs()
     _projects()
+    _writers()
     _completions()
     _files()
     _idempotency()
@@ -78,6 +79,16 @@ def _projects() -> None:
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_projects")),
         sa.UniqueConstraint("id", name=op.f("uq_projects_id")),
         sqlite_autoincrement=True,
+    )
+
+
+def _writers() -> None:
+    op.create_table(
+        "writers",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("number", _WHOLE, nullable=False),
+        sa.Column("updated_at", _WHOLE, nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_writers")),
     )
 
 
