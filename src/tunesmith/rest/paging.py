@@ -11,7 +11,7 @@ A route declares what it takes, so that the schema tells the truth:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 from fastapi import Query
 from pydantic import BaseModel
@@ -24,15 +24,13 @@ After = Annotated[str | None, Query(description="The id of the last object that 
 Order = Annotated[Literal["asc", "desc"], Query(description="`desc`: the newest first.")]
 
 
-class HasId(Protocol):
-    """What a list holds."""
+class WireObject(BaseModel):
+    """What a list holds: its id is the cursor to what follows."""
 
-    @property
-    def id(self) -> str:
-        """The cursor to what follows."""
+    id: str
 
 
-_T = TypeVar("_T", bound=HasId)
+_T = TypeVar("_T", bound=WireObject)
 
 
 class WireList(BaseModel, Generic[_T]):

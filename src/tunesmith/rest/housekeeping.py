@@ -1,0 +1,49 @@
+"""What a server does now and then: expired files and uploads go, and content that nothing needs any more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+from tunesmith.errors import StorageError
+from tunesmith.record.blobs import sweep_store
+from tunesmith.rest.intake import in_thread
+from tunesmith.rest.platform import Platform
+
+_INTERVAL_SECONDS = 600.0
+
+_log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def keep_house(platform: Platform) -> AsyncIterator[None]:
+    """Keep house until the block ends, for the first time right away."""
+    task = asyncio.create_task(_keep(platform))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _keep(platform: Platform) -> None:
+    jobs: dict[str, Callable[[], int]] = {
+        "expired files were deleted": platform.files.delete_expired,
+        "uploads expired": platform.uploads.expire,
+        "pieces of content that nothing needs were swept": partial(sweep_store, platform.database, platform.store),
+    }
+    while True:
+        for what, job in jobs.items():
+            try:
+                count = await in_thread(platform.file_threads, job)
+            except StorageError as error:
+                # The next round tries again; until then expired rows are hidden all the same.
+                _log.warning("housekeeping has to wait: %s", error)
+            else:
+                if count:
+                    _log.info("%s %s", count, what)
+        await asyncio.sleep(_INTERVAL_SECONDS)
