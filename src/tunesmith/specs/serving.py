@@ -68,7 +68,8 @@ class ServeSpec(Spec):
     default_max_tokens: int = Field(
         1024, ge=1, le=1_000_000, description="Longest answer, in tokens, where a request sets no limit of its own."
     )
-    max_body_bytes: int = Field(16 << 20, ge=1024, description="Largest request.")
+    max_body_bytes: int = Field(16 << 20, ge=1024, description="Largest request, but for uploads of files.")
+    max_file_bytes: int = Field(512 << 20, ge=1024, description="Largest file that is uploaded in one request.")
     shutdown_seconds: int = Field(
         20, ge=1, le=3600, description="How long answers in progress may still take when the server is stopped."
     )
