@@ -131,7 +131,7 @@ def test_a_full_disk_ends_the_run_without_a_half_written_model(
         (["tune", "--spec", "no-such.yaml"], None, "no-such.yaml"),
         (["check", "x.jsonl", "--set", "adapter.rank=2"], "unknown_setting", "adapter"),
         (["generate", "m", "--input", "a"], "usage", "--output"),
-        (["serve", "--host", "0.0.0.0"], "invalid_spec", "key"),
+        (["serve", "--host", "0.0.0.0", "--port", "0"], "key_needed", "tunesmith keys create"),
         (["models", "show", "nothing"], "model_not_found", "nothing"),
         (["nonsense"], "usage", "nonsense"),
     ],

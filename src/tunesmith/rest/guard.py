@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import re
-import uuid
+import time
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tunesmith.rest.errors import INTERNAL, WireError, WireFault
+from tunesmith.errors import TunesmithError
+from tunesmith.record.audit import AuditEntry
+from tunesmith.record.ids import new_id
+from tunesmith.rest.caller import Caller
+from tunesmith.rest.errors import INTERNAL, WireError, WireFault, wire_error
+from tunesmith.rest.keyring import NOBODY, Keyring, KnownKey
+from tunesmith.rest.ledger import Ledger
+from tunesmith.rest.limits import Allowance, Buckets
 from tunesmith.specs.serving import ServeSpec
 
-#: Answers to anybody, for load balancers; it tells nothing.
-OPEN_PATHS = frozenset({"/healthz"})
+#: Answers to anybody, for load balancers; they tell nothing but whether the server works.
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
+#: These compute answers and change nothing, so the audit log holds only their refusals.
+_ANSWERING_PATHS = frozenset(
+    {
+        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses",
+        "/v1/fine_tuning/alpha/graders/run", "/v1/fine_tuning/alpha/graders/validate",
+    }
+)  # fmt: skip
 #: What is posted there goes to the disk as it arrives; these routes bound it themselves.
 _STREAMED_PATHS = re.compile(r"/v1/(files|uploads/[^/]+/parts)")
+
+_READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_REFUSALS = frozenset({401, 403, 429})
+#: Refusals of one address that the audit log takes in a minute: nobody may fill the disk with them.
+_AUDITED_REFUSALS_PER_MINUTE = 60
+_LONGEST_TARGET = 200
 
 #: A body that is too large by this factor isn't read to its end before the answer.
 _READ_ON_FACTOR = 4
@@ -26,77 +47,115 @@ _READ_ON_FACTOR = 4
 _log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class _Visit:
+    """One request on its way."""
+
+    headers: Headers
+    address: str
+    request_id: str = field(default_factory=lambda: new_id("req_"))
+    caller: Caller | None = None
+    allowance: Allowance | None = None
+    status: int | None = None
+
+
 class Guard:
-    """ASGI middleware: request id, `Host` and `Origin`, key, size of the body, and no trace to the outside.
+    """ASGI middleware: request id, `Host` and `Origin`, key, limits, size of the body, audit, and no trace outside.
 
     A server without a key trusts everybody on its machine, also web pages in the user's browser. They are kept out by
     the names: a page of another site sends its own `Origin`, and a name that was made to point here sends its own
     `Host` (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, spec: ServeSpec) -> None:
+    # Without a record, neither uses nor changes are noted: such a server only answers.
+    def __init__(self, app: ASGIApp, spec: ServeSpec, keyring: Keyring, ledger: Ledger | None) -> None:
         self._app = app
-        self._keys = [key.get_secret_value().encode() for key in spec.api_keys]
+        self._keyring = keyring
+        self._ledger = ledger
         self._hosts = spec.own_hosts
         self._max_bytes = spec.max_body_bytes
+        self._requests = Buckets()
+        self._audited = Buckets()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        has_begun = False
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008, "reason": "There are no sockets here."})
+            return
+        visit = _Visit(Headers(scope=scope), (scope.get("client") or ("",))[0])
+        scope.setdefault("state", {})["request_id"] = visit.request_id
 
         async def send_marked(message: Message) -> None:
-            nonlocal has_begun
             if message["type"] == "http.response.start":
-                has_begun = True
-                MutableHeaders(scope=message)["x-request-id"] = f"req_{uuid.uuid4().hex}"
+                visit.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = visit.request_id
+                if visit.allowance is not None:
+                    headers.update(visit.allowance.headers())
             await send(message)
 
-        headers = Headers(scope=scope)
-        refusal = self._refuse(scope["path"], headers)
-        is_streamed = scope["method"] == "POST" and _STREAMED_PATHS.fullmatch(scope["path"]) is not None
-        if refusal is None and not is_streamed:
-            refusal = await self._refuse_size(headers, receive)
-        if refusal is not None:
-            await refusal.response()(scope, receive, send_marked)
-            return
         try:
-            await self._app(scope, receive if is_streamed else self._counted(receive), send_marked)
+            await self._serve(visit, scope, receive, send_marked)
+        finally:
+            self._note(visit, scope)
+
+    async def _serve(self, visit: _Visit, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            is_streamed = scope["method"] == "POST" and _STREAMED_PATHS.fullmatch(scope["path"]) is not None
+            refusal = await self._refuse(visit, scope)
+            if refusal is None and not is_streamed:
+                refusal = await self._refuse_size(visit.headers, receive)
+            if refusal is not None:
+                await refusal.response()(scope, receive, send)
+                return
+            scope["state"].update(caller=visit.caller, allowance=visit.allowance)
+            await self._app(scope, receive if is_streamed else self._counted(receive), send)
+        except ClientDisconnect:
+            return
+        except (TunesmithError, WireFault) as error:
+            if visit.status is not None:
+                raise
+            await wire_error(error).response()(scope, receive, send)
         except Exception:
             _log.exception("unexpected fault at %s", scope["path"])
-            if has_begun:
+            if visit.status is not None:
                 raise
-            await INTERNAL.response()(scope, receive, send_marked)
+            await INTERNAL.response()(scope, receive, send)
 
-    def _refuse(self, path: str, headers: Headers) -> WireError | None:
-        """Return why a caller isn't let in, or None."""
-        if not self._keys:
-            hosts = headers.getlist("host")
-            if len(hosts) != 1 or _name(f"//{hosts[0]}") not in self._hosts:
-                return WireError(
-                    403,
-                    "This server answers under this machine's own names only (127.0.0.1, localhost). Set a key to "
-                    "serve others, or allow the name with allowed_hosts.",
-                    "foreign_host",
-                )
-            if any(_name(origin) not in self._hosts for origin in headers.getlist("origin")):
-                return WireError(403, "Web pages of other sites can't use this server without a key.", "foreign_origin")
+    async def _refuse(self, visit: _Visit, scope: Scope) -> WireError | None:
+        """Find out who asks; return why they aren't let in, or None."""
+        is_open_path = scope["path"] in OPEN_PATHS
+        # Whether a server is alive is answered without asking the record.
+        if not (self._keyring.is_closed if is_open_path else await self._keyring.needs_key()):
+            visit.caller = NOBODY
+            return self._refuse_foreign(visit.headers)
+        if is_open_path:
+            visit.caller = NOBODY
             return None
-        if path in OPEN_PATHS or self._is_known(headers.get("authorization", "")):
-            return None
-        message = "Incorrect API key provided." if "authorization" in headers else (
-            "You didn't provide an API key. Send it as a header: Authorization: Bearer YOUR_KEY."
-        )  # fmt: skip
-        return WireError(401, message, "invalid_api_key", headers={"www-authenticate": "Bearer"})
+        found = await self._keyring.identify(visit.headers.get("authorization", ""), visit.address)
+        if isinstance(found, WireError):
+            return found
+        visit.caller = found.caller
+        if self._ledger is not None and found.caller.key_id is not None:
+            visit.allowance = Allowance(found.caller.key_id, found.limits, self._requests, self._ledger)
+        refusal = _refuse_project(visit.headers, found)
+        return refusal if refusal is not None or visit.allowance is None else visit.allowance.refuse()
 
-    def _is_known(self, authorization: str) -> bool:
-        scheme, _, key = authorization.partition(" ")
-        given = key.strip().encode("latin-1")
-        # Every key is compared, in constant time: the time of the answer says nothing about them.
-        matches = [hmac.compare_digest(given, known) for known in self._keys]
-        return scheme.lower() == "bearer" and any(matches)
+    def _refuse_foreign(self, headers: Headers) -> WireError | None:
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or _name(f"//{hosts[0]}") not in self._hosts:
+            return WireError(
+                403,
+                "This server answers under this machine's own names only (127.0.0.1, localhost). Set a key to "
+                "serve others, or allow the name with allowed_hosts.",
+                "foreign_host",
+            )
+        if any(_name(origin) not in self._hosts for origin in headers.getlist("origin")):
+            return WireError(403, "Web pages of other sites can't use this server without a key.", "foreign_origin")
+        return None
 
     async def _refuse_size(self, headers: Headers, receive: Receive) -> WireError | None:
         """Refuse a body that says it is too large. It is read and thrown away first, so that the caller listens."""
@@ -125,6 +184,48 @@ class Guard:
 
     def _too_large(self) -> WireError:
         return WireError(413, f"The request is larger than {self._max_bytes:,} bytes.", "request_too_large")
+
+    def _note(self, visit: _Visit, scope: Scope) -> None:
+        """Note the use of the key, and what the audit log is there for."""
+        if self._ledger is None:
+            return
+        caller, status = visit.caller, visit.status or 499
+        if caller is not None and caller.key_id is not None:
+            self._ledger.touch(caller.key_id)
+        if status in _REFUSALS:
+            if self._audited.take(visit.address, _AUDITED_REFUSALS_PER_MINUTE):
+                return
+        elif scope["method"] in _READING_METHODS or scope["path"] in _ANSWERING_PATHS:
+            return
+        # The route's pattern and what stood in its place, no path as it came: somebody may have put a key there.
+        route = getattr(scope.get("route"), "path", None)
+        values = [str(value) for value in scope.get("path_params", {}).values()] if caller is not None else []
+        self._ledger.note(
+            AuditEntry(
+                at=int(time.time()),
+                key_id=None if caller is None else caller.key_id,
+                project_id=None if caller is None else caller.project_id,
+                method=scope["method"],
+                route=route,
+                target=_printable(" ".join(values)) or None,
+                status=status,
+                request_id=visit.request_id,
+            )
+        )
+
+
+def _refuse_project(headers: Headers, found: KnownKey) -> WireError | None:
+    """Refuse a project that isn't the key's. There is one organisation, so that header changes nothing."""
+    asked = headers.get("openai-project")
+    own = (found.caller.project_id, found.project_name)
+    # Keys that the server was started with belong to nobody's project in particular.
+    if asked is None or found.project_name is None or asked in own:
+        return None
+    return WireError(401, "OpenAI-Project header should match project for API key.", "mismatched_project")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:_LONGEST_TARGET])
 
 
 def _name(address: str) -> str | None:

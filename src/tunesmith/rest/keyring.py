@@ -8,6 +8,7 @@ import hmac
 import time
 from dataclasses import dataclass
 
+from tunesmith.errors import SpecError
 from tunesmith.record.access import (
     DEFAULT_PROJECT,
     ORGANIZATION,
@@ -21,7 +22,7 @@ from tunesmith.rest.caller import Caller
 from tunesmith.rest.errors import WireError
 from tunesmith.rest.ledger import Ledger
 from tunesmith.rest.limits import WRONG_KEYS_PER_MINUTE, Buckets, too_many_wrong_keys
-from tunesmith.specs.serving import ServeSpec
+from tunesmith.specs.serving import KEY_VARIABLE, ServeSpec
 
 #: Pairs of addresses and right keys that are remembered.
 _MOST_SEEN = 10_000
@@ -43,11 +44,11 @@ class Keyring:
 
     Args:
         spec: holds the server's own keys.
-        access: the keys of the record.
+        access: the keys of the record; None for a server without one.
         ledger: told what the record says about tokens used.
     """
 
-    def __init__(self, spec: ServeSpec, access: Access, ledger: Ledger) -> None:
+    def __init__(self, spec: ServeSpec, access: Access | None = None, ledger: Ledger | None = None) -> None:
         self._own = [key.get_secret_value().encode() for key in spec.api_keys]
         self._is_closed = bool(self._own) or not spec.is_loopback
         self._access = access
@@ -69,7 +70,7 @@ class Keyring:
         Raises:
             StorageError: the record can't be read.
         """
-        if not self._is_closed and time.monotonic() > self._open_until:
+        if not self._is_closed and self._access is not None and time.monotonic() > self._open_until:
             asked_at = time.monotonic()
             self._is_closed = await asyncio.to_thread(self._access.has_keys)
             self._open_until = asked_at + REVOCATION_SECONDS
@@ -110,7 +111,7 @@ class Keyring:
             del self._seen[next(iter(self._seen))]
 
     async def _look_up(self, given: bytes, digest: bytes) -> KnownKey | None:
-        if not is_secret(given.decode("latin-1")):
+        if self._access is None or not is_secret(given.decode("latin-1")):
             return None
         # Many requests with one key ask once.
         asking = self._asking.get(digest)
@@ -130,10 +131,11 @@ class Keyring:
         return known
 
     def _find(self, secret: str) -> KnownKey | None:
+        assert self._access is not None
         key = self._access.find_key(secret)
         if key is None:
             return None
-        if key.limits.tokens_per_day is not None:
+        if key.limits.tokens_per_day is not None and self._ledger is not None:
             day = day_of(time.time())
             self._ledger.learn_total(key.id, day, self._access.tokens_used(key.id, day))
         caller = Caller(key.id, key.project_id, key.name, key.organization_id)
@@ -146,6 +148,24 @@ class Keyring:
             return None
         name = f"server-{matches.index(True) + 1}"
         return KnownKey(Caller(name, DEFAULT_PROJECT, name, ORGANIZATION), KeyLimits())
+
+
+def check_has_key(spec: ServeSpec, access: Access) -> None:
+    """Refuse to be reachable from other machines without a key.
+
+    Raises:
+        SpecError: the server would be (`key_needed`).
+        StorageError: the record can't be read.
+    """
+    if spec.api_keys or spec.is_loopback or access.keys():
+        return
+    raise SpecError(
+        f"{spec.host} can be reached from other machines, so a key is needed.",
+        where="host",
+        fix=f"Make one with `tunesmith keys create NAME`, set {KEY_VARIABLE}, or listen on 127.0.0.1.",
+        code="key_needed",
+        param="host",
+    )
 
 
 def _secret_of(authorization: str) -> bytes | None:

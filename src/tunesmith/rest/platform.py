@@ -13,6 +13,8 @@ from tunesmith.record.files import Files
 from tunesmith.record.home import Home
 from tunesmith.record.store import Store
 from tunesmith.record.uploads import Uploads
+from tunesmith.rest.keyring import check_has_key
+from tunesmith.rest.ledger import Ledger
 from tunesmith.serve.pool import ModelPool
 from tunesmith.specs.serving import ServeSpec
 
@@ -31,6 +33,8 @@ class Platform:
     pool: ModelPool
     files: Files
     uploads: Uploads
+    access: Access
+    ledger: Ledger
     file_threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
     )
@@ -38,6 +42,7 @@ class Platform:
     def close(self) -> None:
         """Wait for what is being written, and close the database."""
         self.file_threads.shutdown()
+        self.ledger.close()
         self.database.close()
 
 
@@ -45,14 +50,26 @@ def open_platform(spec: ServeSpec, home: Home, pool: ModelPool) -> Platform:
     """Open the record that the environment names; its tables are created or brought up to date.
 
     Raises:
-        SpecError: the URL of the database isn't one.
+        SpecError: the URL of the database isn't one, or other machines can reach the server and no key is there.
         StorageError: the database can't be opened or is of a newer version, or the store's URL can't be used.
     """
     database = Database.from_environment(home)
     store = Store.from_environment(home)
     database.migrate()
-    Access(database).ensure_default_project()
-    return Platform(home, spec, database, store, pool, Files(database, store), Uploads(database, store))
+    access = Access(database)
+    access.ensure_default_project()
+    check_has_key(spec, access)
+    return Platform(
+        home=home,
+        spec=spec,
+        database=database,
+        store=store,
+        pool=pool,
+        files=Files(database, store),
+        uploads=Uploads(database, store),
+        access=access,
+        ledger=Ledger(database),
+    )
 
 
 def platform_of(http: Request) -> Platform:

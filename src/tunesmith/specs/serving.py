@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator
 
 from tunesmith.specs.base import Spec
 
@@ -20,14 +20,16 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 class ServeSpec(Spec):
-    """What a server is asked for. A server that other machines can reach must have a key."""
+    """What a server is asked for. A server that other machines can reach only starts when there is a key."""
 
     reference_page = "serving.md"
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 is every address.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_keys: tuple[SecretStr, ...] = Field(
-        (), description="Keys that callers must send one of. None: anybody on this machine may ask."
+        (),
+        description="Further keys that callers may send, beside those of `tunesmith keys`. Without any key anybody on "
+        "this machine may ask, and nobody else.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         (), description="Further names under which a server without a key may be called (`Host` and `Origin`)."
@@ -83,16 +85,6 @@ class ServeSpec(Spec):
             if not text or not all("!" <= c <= "~" for c in text):
                 raise ValueError("a key holds at least one visible ASCII character, and no spaces")
         return keys
-
-    @model_validator(mode="after")
-    def _open_servers_have_keys(self) -> Self:
-        """Refuse to be reachable from other machines without a key."""
-        if not self.api_keys and not self.is_loopback:
-            raise ValueError(
-                f"{self.host} can be reached from other machines, so a key is needed: set {KEY_VARIABLE} or --api-key, "
-                "or listen on 127.0.0.1"
-            )
-        return self
 
     @property
     def is_loopback(self) -> bool:
