@@ -29,12 +29,14 @@ class NewFile:
         filename: as users know it; never a path.
         purpose: what it is for (`fine-tune`, ...).
         expires_after_seconds: when it goes by itself; None keeps it.
+        id: the id that it gets, where a request that is repeated must not make a second file; None draws one.
     """
 
     project_id: str
     filename: str
     purpose: str
     expires_after_seconds: int | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,17 @@ class Files:
     def create(self, new: NewFile, blob: Blob) -> FileRecord:
         """Add a file whose content is stored already; it is durable when this returns.
 
+        A file that has the new one's id already is the answer to the same request, and returned as it is.
+
         Raises:
             StorageError: see `name_blob` and `Database.write`.
         """
         with self._database.write() as connection:
+            if new.id is not None:
+                here = and_(files.c.id == new.id, self._scope(new.project_id))
+                row = connection.execute(select(files).where(here)).one_or_none()
+                if row is not None:
+                    return _record(row)
             return self.add(connection, new, blob)
 
     def add(self, connection: Connection, new: NewFile, blob: Blob) -> FileRecord:
@@ -84,7 +93,7 @@ class Files:
         """
         now = int(self._clock())
         record = FileRecord(
-            id=new_id("file-"),
+            id=new.id or new_id("file-"),
             created_at=now,
             project_id=new.project_id,
             filename=new.filename,

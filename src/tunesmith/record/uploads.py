@@ -72,14 +72,14 @@ class Uploads:
         self._files = Files(database, store, clock=clock)
 
     def create(self, new: NewFile, mime_type: str, size_bytes: int) -> UploadRecord:
-        """Begin an upload of so many bytes.
+        """Begin an upload of so many bytes. One that has the new one's id already is returned as it is.
 
         Raises:
             StorageError: see `Database.write`.
         """
         now = int(self._clock())
         record = UploadRecord(
-            id=new_id("upload_"),
+            id=new.id or new_id("upload_"),
             created_at=now,
             project_id=new.project_id,
             filename=new.filename,
@@ -92,8 +92,10 @@ class Uploads:
             file_id=None,
         )
         with self._database.write() as connection:
-            connection.execute(insert(uploads).values(asdict(record)))
-        return record
+            known = self._find(connection, new.project_id, record.id)
+            if known is None:
+                connection.execute(insert(uploads).values(asdict(record)))
+        return known or record
 
     def get(self, project_id: str, upload_id: str) -> UploadRecord | None:
         """Return an upload of a project, None where it has none of that id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Annotated, BinaryIO, Literal
@@ -9,15 +10,14 @@ from typing import Annotated, BinaryIO, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
 
 from tunesmith.errors import RequestError
 from tunesmith.record.files import FileRecord, NewFile
 from tunesmith.rest.caller import Caller, caller_of
 from tunesmith.rest.errors import WireError, WireFault
 from tunesmith.rest.filenames import attachment, clean_filename
+from tunesmith.rest.idempotency import id_for
 from tunesmith.rest.intake import Content, in_thread, line_error, receive_form
-from tunesmith.rest.multipart import FormReader
 from tunesmith.rest.paging import After, Order, WireList, WireObject, list_of, page_of
 from tunesmith.rest.platform import Platform, platform_of
 
@@ -27,6 +27,7 @@ _SHORTEST_SECONDS, _LONGEST_SECONDS = 3600, 2_592_000
 #: Files for batches go by themselves unless their callers say otherwise.
 _BATCH_SECONDS = _LONGEST_SECONDS
 _FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+_NUMBER = re.compile("[0-9]{1,9}")
 _PIECE_BYTES = 2**18
 #: Whatever is in a file, a browser saves it and runs nothing of it.
 _INERT = {"x-content-type-options": "nosniff", "content-security-policy": "default-src 'none'; sandbox"}
@@ -183,33 +184,27 @@ async def create_file(http: Request, platform: FromPlatform, caller: FromCaller)
     content = await in_thread(threads, partial(Content, platform.store, limit_bytes))
     try:
         sink = _FileSink(content)
-        form = FormReader(http.headers.get("content-type", ""), "file", sink)
-        await receive_form(http, form, limit_bytes, threads)
-        create = partial(_create, platform, caller.project_id, content, sink.filename, form.fields)
-        return wire_file(await in_thread(threads, create))
-    except ClientDisconnect:
-        raise WireFault(WireError(400, "The upload was cut off.", "upload_cut_off")) from None
+        fields = await receive_form(http, "file", sink, limit_bytes, threads)
+        new = _new_file(caller.project_id, sink.filename, fields, id_for(http, "file-"))
+        return wire_file(await in_thread(threads, partial(_create, platform, content, new)))
     finally:
         await in_thread(threads, content.close)
 
 
-def _create(
-    platform: Platform, project_id: str, content: Content, filename: str, fields: Mapping[str, str]
-) -> FileRecord:
+def _create(platform: Platform, content: Content, new: NewFile) -> FileRecord:
     """Make a file of content that arrived whole.
 
     Raises:
-        RequestError: a field or the content isn't what it should be.
+        RequestError: its lines aren't what training reads.
         StorageError: it can't be stored.
     """
-    new = _new_file(project_id, filename, fields)
     content.end_check()
     if new.purpose == FINE_TUNE and content.problems:
         raise line_error(content.problems)
     return platform.files.create(new, content.finish())
 
 
-def _new_file(project_id: str, filename: str, fields: Mapping[str, str]) -> NewFile:
+def _new_file(project_id: str, filename: str, fields: Mapping[str, str], file_id: str) -> NewFile:
     unknown = sorted(fields.keys() - set(_FIELDS))
     if unknown:
         raise RequestError(
@@ -219,8 +214,9 @@ def _new_file(project_id: str, filename: str, fields: Mapping[str, str]) -> NewF
     if purpose == FINE_TUNE:
         check_ending(filename)
     seconds = fields.get("expires_after[seconds]")
-    whole = None if seconds is None else int(seconds) if seconds.isascii() and seconds.isdigit() else -1
-    return NewFile(project_id, filename, purpose, expiry_of(purpose, fields.get("expires_after[anchor]"), whole))
+    whole = None if seconds is None else int(seconds) if _NUMBER.fullmatch(seconds) else -1
+    expiry = expiry_of(purpose, fields.get("expires_after[anchor]"), whole)
+    return NewFile(project_id, filename, purpose, expiry, file_id)
 
 
 @router.get("")

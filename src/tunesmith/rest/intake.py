@@ -19,7 +19,7 @@ from tunesmith.data.jsonl_check import JsonlCheck, LineProblem
 from tunesmith.errors import RequestError, UserError
 from tunesmith.record.store import Blob, Store
 from tunesmith.rest.errors import WireError, WireFault
-from tunesmith.rest.multipart import FormReader
+from tunesmith.rest.multipart import FileSink, FormReader
 
 #: What a form may hold beside its file.
 _FORM_BYTES = 2**20
@@ -119,27 +119,34 @@ class PartSink:
         self._content.write(content)
 
 
-async def receive_form(http: Request, form: FormReader, limit_bytes: int, threads: ThreadPoolExecutor) -> None:
-    """Feed a request's body to a form; it is whole when this returns.
+async def receive_form(
+    http: Request, file_field: str, sink: FileSink, limit_bytes: int, threads: ThreadPoolExecutor
+) -> Mapping[str, str]:
+    """Read a request's body as a form with one file; return its other fields once it is whole.
+
+    Args:
+        http: the request.
+        file_field: what the file's field is called.
+        sink: takes the file.
+        limit_bytes: how large the file may be.
+        threads: where the work is done.
 
     Raises:
         WireFault: the body is too large, encoded, or stopped arriving.
         RequestError: it isn't the form that it should be.
         ClientDisconnect: the caller left.
     """
-    if http.headers.get("content-encoding", "identity") != "identity":
-        raise WireFault(
-            WireError(
-                415, "Bodies are read as they are. Send this one without Content-Encoding.", "unsupported_encoding"
-            )
-        )
     stream = http.stream()
     try:
-        length = http.headers.get("content-length", "0")
-        if int(length) > limit_bytes + _FORM_BYTES:
+        if http.headers.get("content-encoding", "identity") != "identity":
+            message = "Bodies are read as they are. Send this one without Content-Encoding."
+            raise WireFault(WireError(415, message, "unsupported_encoding"))
+        form = FormReader(http.headers.get("content-type", ""), file_field, sink)
+        if int(http.headers.get("content-length", "0")) > limit_bytes + _FORM_BYTES:
             raise WireFault(too_large(limit_bytes))
         await _feed(stream, form, limit_bytes + _FORM_BYTES, threads)
-        await in_thread(threads, form.finish)
+        form.finish()
+        return form.fields
     except (WireFault, UserError):
         if "expect" not in http.headers:
             await _read_on(stream)

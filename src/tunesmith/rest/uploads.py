@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from starlette.requests import ClientDisconnect
 
 from tunesmith.errors import RequestError, StorageError
 from tunesmith.record.files import FileRecord, NewFile
@@ -26,8 +25,8 @@ from tunesmith.rest.files import (
     expiry_of,
     wire_file,
 )
+from tunesmith.rest.idempotency import id_for
 from tunesmith.rest.intake import Content, PartSink, in_thread, line_error, receive_form
-from tunesmith.rest.multipart import FormReader
 from tunesmith.rest.platform import Platform
 
 MAX_PART_BYTES = 64 * 2**20
@@ -122,7 +121,7 @@ async def create_upload(http: Request, platform: FromPlatform, caller: FromCalle
         check_ending(filename)
     after = body.expires_after
     seconds = expiry_of(purpose, after.anchor, after.seconds) if after else expiry_of(purpose, None, None)
-    new = NewFile(caller.project_id, filename, purpose, seconds)
+    new = NewFile(caller.project_id, filename, purpose, seconds, id_for(http, "upload_"))
     create = partial(platform.uploads.create, new, body.mime_type, body.bytes)
     return _wire_upload(await in_thread(platform.file_threads, create))
 
@@ -147,15 +146,12 @@ async def add_part(upload_id: str, http: Request, platform: FromPlatform, caller
     threads = platform.file_threads
     content = await in_thread(threads, partial(Content, platform.store, MAX_PART_BYTES))
     try:
-        form = FormReader(http.headers.get("content-type", ""), "data", PartSink(content))
-        await receive_form(http, form, MAX_PART_BYTES, threads)
-        if form.fields:
-            name = min(form.fields)[:100]
+        fields = await receive_form(http, "data", PartSink(content), MAX_PART_BYTES, threads)
+        if fields:
+            name = min(fields)[:100]
             raise RequestError(f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
         add = partial(_add_part, platform, upload, content)
         part = await in_thread(threads, add)
-    except ClientDisconnect:
-        raise WireFault(WireError(400, "The part was cut off.", "upload_cut_off")) from None
     finally:
         await in_thread(threads, content.close)
     return WirePart(id=part.id, created_at=part.created_at, upload_id=part.upload_id)
