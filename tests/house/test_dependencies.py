@@ -114,7 +114,7 @@ def test_pins_are_whole_and_public():
     "statement", ["import tunesmith", "import tunesmith.cli.main", "from tunesmith import TuneSpec"]
 )
 def test_importing_loads_nothing_heavy(statement: str):
-    heavy = ("torch", "transformers", "pyarrow", "numpy", "scipy", "matplotlib")
+    heavy = ("torch", "transformers", "pyarrow", "numpy", "scipy", "matplotlib", "sqlalchemy", "fsspec")
     code = f"{statement}\nimport sys\nprint([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
