@@ -33,4 +33,8 @@ else:
 #: Doors don't import each other; `tunesmith serve` opens this one by its name, as a user of Python would.
 rest_server: Any = _Later("tunesmith.rest.server")
 
-__all__ = ["api", "arms", "rest_server", "side_by_side"]
+#: The record comes with SQLAlchemy.
+access_record: Any = _Later("tunesmith.record.access")
+database_record: Any = _Later("tunesmith.record.database")
+
+__all__ = ["access_record", "api", "arms", "database_record", "rest_server", "side_by_side"]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tunesmith import __version__
-from tunesmith.cli import models, runs
+from tunesmith.cli import keys, models, runs
 from tunesmith.cli.chat import chat
 from tunesmith.cli.check import check
 from tunesmith.cli.demo import demo
@@ -38,6 +38,7 @@ app.command("generate", rich_help_panel=_USE)(generate)
 app.command("serve", rich_help_panel=_USE)(serve)
 app.add_typer(models.app, name="models", rich_help_panel=_KEEP)
 app.add_typer(runs.app, name="runs", rich_help_panel=_KEEP)
+app.add_typer(keys.app, name="keys", rich_help_panel=_KEEP)
 
 
 def _version(asked: bool) -> None:

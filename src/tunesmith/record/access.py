@@ -114,23 +114,14 @@ class Access:
 
         return self._database.retry(create)
 
-    def find_project(self, name: str) -> Project:
-        """Return the project of an id or a name.
+    def find_project(self, name: str) -> Project | None:
+        """Return the project of an id or a name, None where there is none.
 
         Raises:
-            RequestError: there is none (`project_not_found`).
             StorageError: see `Database.read`.
         """
         with self._database.read() as connection:
-            found = _project(connection, name)
-        if found is None:
-            raise RequestError(
-                f"There is no project '{name[:_LONGEST_NAME]}'.",
-                fix="`tunesmith keys create NAME --project PROJECT --new-project` makes one.",
-                code="project_not_found",
-                param="project",
-            )
-        return found
+            return _project(connection, name)
 
     def projects(self) -> list[Project]:
         """Return all projects, the oldest first.
@@ -327,7 +318,7 @@ def _read_key(row: Row[Any]) -> Key:
 
 def _chosen(found: list[Key], name: str) -> Key:
     exact = [key for key in found if key.id == name]
-    alike = [key for key in found if name in (key.name, key.hint) or (name and key.id.startswith(name))]
+    alike = [key for key in found if name in (key.name, key.hint) or _begins(key, name)]
     meant = exact or [key for key in alike if key.revoked_at is None] or alike
     if len(meant) == 1:
         return meant[0]
@@ -337,6 +328,11 @@ def _chosen(found: list[Key], name: str) -> Key:
     raise RequestError(
         f"Several keys are called '{shown}'.", fix="Give the id: `tunesmith keys list` shows it.", code="ambiguous_key"
     )
+
+
+def _begins(key: Key, name: str) -> bool:
+    """Whether a name is the beginning of the key's id, long enough to mean it."""
+    return len(name) > len("key_") and key.id.startswith(name)
 
 
 def _check_name(name: str) -> None:
