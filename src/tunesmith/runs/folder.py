@@ -22,8 +22,8 @@ State = Literal["running", "interrupted", "succeeded", "failed"]
 class RunView:
     """A run as lists show it.
 
-    `organization` is there if it runs for a job. `model` and `sentence` are there once it has succeeded, `error` and its
-    stable word `code` once it has failed.
+    `organization` is there if it runs for a job. `model` and `sentence` are there once it has succeeded, `error` and
+    its stable word `code` once it has failed.
     """
 
     id: str

@@ -22,27 +22,30 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from tunesmith.runs.process_identity import steady_seconds
 
 _PR_SET_PDEATHSIG = 1
+#: The guard's number, for what it guards.
+_VARIABLE = "TUNESMITH_GUARD"
 _PIECE_BYTES = 1 << 16
 #: How often it looks whether the attempt has ended, and how long it listens for last words then.
 _LOOK_SECONDS, _LAST_WORDS_SECONDS = 0.1, 2.0
 
 
-def die_with_parent(parent: int) -> None:
-    """Let this process be killed when its parent ends (Linux; elsewhere the guard's own watch must do).
-
-    Args:
-        parent: the parent's number; where it has ended already, so does this process.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
+def end_with_guard() -> None:
+    """Let this process end with its guard, which leads its group, and before others when memory runs out (Linux)."""
+    guard = os.environ.get(_VARIABLE)
+    if sys.platform != "linux" or guard is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(guard):
+        os.kill(os.getpid(), signal.SIGKILL)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
 
 
 class CappedLog:
@@ -108,6 +111,7 @@ class Guard:
             bufsize=0,
             # The locks on its devices are inherited.
             close_fds=False,
+            env={**os.environ, _VARIABLE: str(os.getpid())},
         )
 
     def watch(self) -> int:

@@ -1,0 +1,111 @@
+"""A worker as a process: signals, a parent to end with, and the way to start one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from tunesmith.record.database import Database
+from tunesmith.record.home import Home
+from tunesmith.runs.worker import Worker, WorkerSettings
+
+#: A worker that its server started ends when this pipe does.
+_WITH_PARENT = "TUNESMITH_WORKER_PARENT_PIPE"
+#: Attempts get 22 s to keep their work, the rest is for the record.
+_STOP_SECONDS = 28.0
+
+
+def run_worker(settings: WorkerSettings, home: Home, *, on_ready: Callable[[str], object] | None = None) -> None:
+    """Work until the process is told to stop (SIGINT, SIGTERM), or its server has gone.
+
+    Args:
+        settings: how.
+        home: where attempts keep their folders.
+        on_ready: called with the worker's name once it takes jobs.
+
+    Raises:
+        StorageError: the record can't be opened.
+    """
+    home.check_writable()
+    Database.from_environment(home).migrate()
+    worker = Worker(home, lambda: Database.from_environment(home), settings)
+    pipe = os.environ.pop(_WITH_PARENT, None)
+    if pipe is not None:
+        threading.Thread(target=_stop_with_parent, args=(int(pipe), worker), daemon=True).start()
+    with _stopped_by_signals(worker):
+        if on_ready is not None:
+            on_ready(worker.owner)
+        worker.run()
+
+
+class WorkerProcess:
+    """A worker that this process started, and that ends with it.
+
+    Args:
+        environment: its variables; this process's own by default.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        reading, self._writing = os.pipe()
+        variables = {**(os.environ if environment is None else environment), _WITH_PARENT: str(reading)}
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tunesmith", "worker"],
+                stdin=subprocess.DEVNULL,
+                env=variables,
+                pass_fds=(reading,),
+                # Ctrl-C in the terminal is for the server, which then stops its workers in order.
+                start_new_session=True,
+            )
+        finally:
+            os.close(reading)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it hasn't ended."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """Ask it to let its attempts keep their work, give their jobs back, and end."""
+        if self.is_running:
+            self._process.terminate()
+
+    def wait(self) -> None:
+        """Wait until it has ended; one that doesn't is killed, and its attempts with it."""
+        try:
+            self._process.wait(timeout=_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        with suppress(OSError):
+            os.close(self._writing)
+
+
+def _stop_with_parent(pipe: int, worker: Worker) -> None:
+    """Wait for the pipe's end, which is the parent's."""
+    while os.read(pipe, 1):
+        pass
+    logging.getLogger(__name__).warning("the server has gone; the worker stops")
+    worker.stop()
+
+
+@contextmanager
+def _stopped_by_signals(worker: Worker) -> Iterator[None]:
+    """Stop the worker on SIGINT and SIGTERM."""
+
+    def stop(_: int, __: FrameType | None) -> None:
+        worker.stop()
+
+    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
