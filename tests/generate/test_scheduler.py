@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from functools import cache
 
@@ -29,8 +30,8 @@ def renderer() -> ChatRenderer:
     return ChatRenderer(tiny_tokenizer("smollm2"))
 
 
-def answer(request_id: int, prompt: tuple[int, ...]) -> Answer:
-    return Answer(request_id, Request(prompt, SamplingSpec()), renderer(), (), 1)
+def answer(request_id: int, prompt: tuple[int, ...], limit: int) -> Answer:
+    return Answer(request_id, Request(prompt, SamplingSpec()), renderer(), (), limit)
 
 
 def nodes_of(tree: PrefixCache) -> list[Node]:
@@ -46,12 +47,21 @@ class Life(RuleBasedStateMachine):
     """Requests come, grow, are scored, cancelled and preempted, in any order, in a pool that is too small."""
 
     @initialize(
-        max_batch=st.integers(1, 5), prefill=st.sampled_from([1, 30, 64, 200, 1000]), beside=st.sampled_from([3, 100])
+        max_batch=st.integers(1, 5),
+        prefill=st.sampled_from([1, 30, 64, 200, 1000]),
+        beside=st.sampled_from([3, 100]),
+        rows=st.sampled_from([0, 4, 8, 40]),
+        seed=st.integers(0, 99),
     )
-    def make(self, max_batch, prefill, beside):
+    def make(self, max_batch, prefill, beside, rows, seed):
+        self.rows, self.random = rows, random.Random(seed)
         self.pool = PagePool(_TOTAL)
         self.scheduler = Scheduler(
-            self.pool, max_batch=max_batch, max_prefill_tokens=prefill, prefill_beside_tokens=beside
+            self.pool,
+            max_batch=max_batch,
+            max_prefill_tokens=prefill,
+            prefill_beside_tokens=beside,
+            lookahead_rows=rows,
         )
         self.memory = {page: [None] * PAGE_TOKENS for page in range(_TOTAL)}
         self.limits: dict[int, int] = {}
@@ -73,7 +83,7 @@ class Life(RuleBasedStateMachine):
             continuation = tuple(5000 + kind + i for i in range(growth))
             job, tokens = Scoring(self.count, ScoreRequest(prompt, continuation)), [*prompt, *continuation[:-1]]
         else:
-            job, tokens = answer(self.count, prompt), [*prompt]
+            job, tokens = answer(self.count, prompt, growth), [*prompt]
         self.scheduler.waiting.append(Sequence(adapter, tokens, len(prompt), job))
         self.limits[self.count] = len(prompt) + growth
         self.count += 1
@@ -94,12 +104,16 @@ class Life(RuleBasedStateMachine):
         fresh = {page: [*self.memory[source]] for source, page in plan.copies}
         for page in plan.taken:
             self.memory[page] = fresh.get(page, [None] * PAGE_TOKENS)
-        for one, count in plan.advances:
+        assert len(plan.decoding) + sum(map(len, plan.guesses.values())) <= max(self.rows, len(plan.decoding))
+        for one, rows in plan.advances:
+            guesses = plan.guesses.get(one.request_id, [])
+            count = rows - len(guesses)
             assert one in self.scheduler.running
             assert 1 <= count <= one.missing
-            for position in range(one.computed, one.computed + count):
+            assert not guesses or len(one.tokens) + rows <= self.limits[one.request_id]
+            for position, token in enumerate([*one.tokens[one.computed :][:count], *guesses], one.computed):
                 place = self.memory[one.pages[position // PAGE_TOKENS]]
-                place[position % PAGE_TOKENS] = (one.adapter, one.tokens[position])
+                place[position % PAGE_TOKENS] = (one.adapter, token)
             held = [entry for page in one.pages for entry in self.memory[page]][: one.computed + count]
             assert held == [(one.adapter, token) for token in one.tokens[: one.computed + count]]
         self.scheduler.advance(plan)
@@ -111,7 +125,11 @@ class Life(RuleBasedStateMachine):
                 if one.job.score is not None:
                     self.end(one.request_id)
             elif one.missing == 0:
-                one.tokens.append(7000 + len(one.tokens))
+                guesses = plan.guesses.get(one.request_id, [])
+                right = self.random.randint(0, len(guesses))
+                one.tokens += [*guesses[:right], 7000 + self.random.randrange(3)]
+                if guesses:
+                    self.scheduler.accept(one, len(guesses), right)
                 if len(one.tokens) >= self.limits[one.request_id]:
                     self.end(one.request_id)
 

@@ -42,7 +42,7 @@ class Answer:
         self._request = request
         self._renderer = renderer
         self._end_ids = end_ids
-        self._limit_tokens = limit_tokens
+        self.limit_tokens = limit_tokens
         self._stream = TextStream(renderer, request.sampling.stop, request.shown_ids)
         self._started = time.perf_counter()
         self._logprobs: list[TokenLogprob] = []
@@ -65,7 +65,7 @@ class Answer:
             self._waiting_logprobs.append((begins_at, self._token_logprob(choice)))
         if is_end or self._stream.is_stopped or self._has_no_way_on():
             return self._ended("stop", text + self._stream.finish())
-        if len(self.generated) >= self._limit_tokens:
+        if len(self.generated) >= self.limit_tokens:
             return self._ended("length", text + self._stream.finish())
         return Delta(self.request_id, text, self._ready_logprobs())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.generate.decoder import Decoder
-from tunesmith.generate.engine import Engine
+from tunesmith.generate.engine import LOOKAHEAD_ROWS, Engine
 from tunesmith.generate.one_by_one import OneByOne
 from tunesmith.generate.vllm.decoder import VllmDecoder, VllmLimits
 from tunesmith.models.load import LoadedModel
@@ -32,6 +32,7 @@ def decoder_for(
     max_batch: int = 32,
     cache_bytes: int | None = None,
     owned: bool = False,
+    lookahead_rows: int = LOOKAHEAD_ROWS,
 ) -> Decoder:
     """Return what answers with `loaded`: many requests side by side, or one after the other where it must be.
 
@@ -41,10 +42,18 @@ def decoder_for(
         max_batch: requests computed side by side.
         cache_bytes: memory for keys and values; None: a share of what is free.
         owned: nobody else computes with the model from now on, so its weights may be laid out for answering.
+        lookahead_rows: see `Engine`.
 
     Raises:
         ModelError: its logits aren't a projection of its last hidden states, or `cache_bytes` is too little.
     """
     if why_one_by_one(loaded.model) is None:
-        return Engine(loaded, renderer, max_batch=max_batch, cache_bytes=cache_bytes, owned=owned)
+        return Engine(
+            loaded,
+            renderer,
+            max_batch=max_batch,
+            cache_bytes=cache_bytes,
+            owned=owned,
+            lookahead_rows=lookahead_rows,
+        )
     return OneByOne(loaded, renderer)

@@ -33,6 +33,8 @@ class DecoderStatus:
         found_tokens: tokens of prompts whose keys and values were found in the prefix cache.
         computed_tokens: those that were computed.
         preemptions: how often a request had to give its pages up and wait.
+        guessed_tokens: tokens of answers that were computed before they were chosen.
+        accepted_tokens: those that were chosen then.
     """
 
     running: int
@@ -43,6 +45,8 @@ class DecoderStatus:
     found_tokens: int = 0
     computed_tokens: int = 0
     preemptions: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Decoder(ABC):

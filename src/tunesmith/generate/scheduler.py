@@ -22,12 +22,14 @@ class StepPlan:
 
     Attributes:
         decoding: sequences of which the last token is computed.
+        guesses: tokens that may follow, which are computed behind the last one; by request.
         chunks: sequences and how many of their missing tokens are computed.
         taken: pages that were given out for this step.
         copies: pages whose content is copied to others, before anything is computed.
     """
 
     decoding: list[Sequence] = field(default_factory=list)
+    guesses: dict[int, list[int]] = field(default_factory=dict)
     chunks: list[tuple[Sequence, int]] = field(default_factory=list)
     taken: list[int] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
@@ -35,7 +37,17 @@ class StepPlan:
     @property
     def advances(self) -> list[tuple[Sequence, int]]:
         """Every sequence of the step with the number of its tokens, in the flat batch's order."""
-        return [*((sequence, 1) for sequence in self.decoding), *self.chunks]
+        return [*((one, 1 + len(self.guesses.get(one.request_id, ()))) for one in self.decoding), *self.chunks]
+
+    @property
+    def tokens(self) -> list[int]:
+        """The flat batch, as long as nothing has advanced."""
+        tokens = []
+        for one in self.decoding:
+            tokens += [one.tokens[one.computed], *self.guesses.get(one.request_id, ())]
+        for one, count in self.chunks:
+            tokens += one.tokens[one.computed : one.computed + count]
+        return tokens
 
 
 class Scheduler:
@@ -46,18 +58,29 @@ class Scheduler:
         max_batch: sequences in flight at once.
         max_prefill_tokens: tokens of prompts in one step at most.
         prefill_beside_tokens: the same, while answers grow: they shouldn't wait long for others' prompts.
+        lookahead_rows: tokens of growing answers in one step at most, where some of them are guessed; 0: none are.
     """
 
-    def __init__(self, pool: PagePool, *, max_batch: int, max_prefill_tokens: int, prefill_beside_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        max_batch: int,
+        max_prefill_tokens: int,
+        prefill_beside_tokens: int,
+        lookahead_rows: int = 0,
+    ) -> None:
         self.pool = pool
         self.cache = PrefixCache(pool)
         self.running: list[Sequence] = []  # the oldest first
         self.waiting: deque[Sequence] = deque()
         #: Counted since the beginning, for statistics.
         self.found_tokens = self.computed_tokens = self.preemptions = 0
+        self.guessed_tokens = self.accepted_tokens = 0
         self._max_batch = max_batch
         self._max_prefill_tokens = max_prefill_tokens
         self._prefill_beside_tokens = min(max_prefill_tokens, prefill_beside_tokens)
+        self._lookahead_rows = lookahead_rows
         self._plan = StepPlan()
 
     def sequences(self) -> Iterable[Sequence]:
@@ -81,10 +104,11 @@ class Scheduler:
         # Rows of one adapter lie side by side.
         self._plan.decoding.sort(key=_adapter_first)
         self._plan.chunks.sort(key=lambda chunk: _adapter_first(chunk[0]))
+        self._look_ahead()
         return self._plan
 
     def advance(self, plan: StepPlan) -> None:
-        """Note that a step was computed; what it completed can be found by others."""
+        """Note that a step was computed, but for guesses; what it completed can be found by others."""
         for one in plan.decoding:
             one.computed += 1
             self._file(one, with_tail=False)
@@ -92,6 +116,14 @@ class Scheduler:
             one.computed += count
             self.computed_tokens += count
             self._file(one, with_tail=one.missing == 0)
+
+    def accept(self, one: Sequence, guessed: int, accepted: int) -> None:
+        """Note how many guesses of the last step came true; the others' keys and values are written over."""
+        one.computed += accepted
+        self._file(one, with_tail=False)
+        one.lookahead.learn(guessed, accepted)
+        self.guessed_tokens += guessed
+        self.accepted_tokens += accepted
 
     def end(self, one: Sequence) -> None:
         """Give a sequence's pages back, wherever it is; what it computed stays in the prefix cache."""
@@ -110,6 +142,21 @@ class Scheduler:
                     self._take(one, 1)
                 else:
                     self._preempt(self.running[-1])
+
+    def _look_ahead(self) -> None:
+        """Add guesses to answers that grow, as far as rows, and pages that nobody needs soon, are left for them."""
+        growing = self._plan.decoding
+        rows = self._lookahead_rows - len(growing)
+        for left, one in zip(range(len(growing), 0, -1), growing, strict=True):
+            if rows <= 0:
+                return
+            guesses = one.lookahead.guesses(min(-(-rows // left), one.guessable))
+            if one.computed + 1 + len(guesses) > one.room and self.pool.free > len(self.running):
+                self._take(one, 1)
+            guesses = guesses[: one.room - one.computed - 1]
+            if guesses:
+                self._plan.guesses[one.request_id] = guesses
+                rows -= len(guesses)
 
     def _preempt(self, one: Sequence) -> None:
         """Let a sequence wait, in its turn; it is computed again from what the prefix cache still holds then."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Texts
 from dataclasses import dataclass, field
 
 from tunesmith.generate.answer import Answer
+from tunesmith.generate.lookahead import Lookahead
 from tunesmith.generate.pages import PAGE_TOKENS
 from tunesmith.generate.prefixes import Node
 from tunesmith.generate.request import Score, ScoreRequest
@@ -58,6 +59,7 @@ class Sequence:
         filed: pages filed so far.
         tail: the node of the part of a page behind them, if this sequence filed one.
         has_begun: whether it was in flight before.
+        lookahead: guesses its next tokens.
     """
 
     adapter: str | None
@@ -70,6 +72,11 @@ class Sequence:
     filed: int = 0
     tail: Node | None = None
     has_begun: bool = False
+    lookahead: Lookahead = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look ahead in its own tokens."""
+        self.lookahead = Lookahead(self.tokens)
 
     def begin(self) -> None:
         """Note that it is admitted; only the first time counts."""
@@ -91,6 +98,11 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Whether all that is missing is the token that was chosen last."""
         return self.missing == 1 and len(self.tokens) > self.prompt_tokens and isinstance(self.job, Answer)
+
+    @property
+    def guessable(self) -> int:
+        """Tokens that may be guessed at most: the last one of an answer isn't computed."""
+        return self.prompt_tokens + self.job.limit_tokens - len(self.tokens) - 1 if isinstance(self.job, Answer) else 0
 
     @property
     def reusable(self) -> int:
