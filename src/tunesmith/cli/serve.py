@@ -31,6 +31,7 @@ _EMBEDDED = "smollm2-135m"
         "max_loaded_adapters": "--max-loaded-adapters",
         "max_batch": "--max-batch",
         "cache_bytes": "--cache-bytes",
+        "lookahead_rows": "--lookahead-rows",
         "max_waiting": "--max-waiting",
         "allowed_hosts": "--allowed-host",
     },

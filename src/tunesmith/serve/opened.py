@@ -16,6 +16,7 @@ from tunesmith.data.examples import Conversation
 from tunesmith.errors import DataError, RequestError
 from tunesmith.generate.choice import decoder_for, vllm_decoder
 from tunesmith.generate.decoder import Decoder
+from tunesmith.generate.engine import LOOKAHEAD_ROWS
 from tunesmith.generate.request import Request
 from tunesmith.generate.vllm.decoder import VllmLimits
 from tunesmith.models.adapters.served import ServedAdapter
@@ -36,6 +37,7 @@ class EngineLimits:
         backend: Tunesmith's own engine, or a vLLM server.
         max_adapters: with vLLM, adapters that the server holds; 0 for none, which is faster.
         max_adapter_rank: with vLLM, the largest rank among them.
+        lookahead_rows: with Tunesmith's engine, tokens of growing answers in a step, up to which some are guessed.
     """
 
     max_batch: int = 32
@@ -43,6 +45,7 @@ class EngineLimits:
     backend: Backend = "torch"
     max_adapters: int = 8
     max_adapter_rank: int = 64
+    lookahead_rows: int = LOOKAHEAD_ROWS
 
 
 class OpenBase:
@@ -108,7 +111,12 @@ class OpenBase:
             sizes = VllmLimits(limits.max_batch, limits.cache_bytes, limits.max_adapters, limits.max_adapter_rank)
             return vllm_decoder(self.loaded, self._renderer, sizes)
         return decoder_for(
-            self.loaded, self._renderer, max_batch=limits.max_batch, cache_bytes=limits.cache_bytes, owned=True
+            self.loaded,
+            self._renderer,
+            max_batch=limits.max_batch,
+            cache_bytes=limits.cache_bytes,
+            owned=True,
+            lookahead_rows=limits.lookahead_rows,
         )
 
 

@@ -61,6 +61,13 @@ class ServeSpec(Spec):
         description="Memory for the keys and values of one base's answers, and of what later ones may begin with. "
         "`auto`: a quarter of the free memory, of a GPU's 60 %. On CPUs it is taken as it is used.",
     )
+    lookahead_rows: int = Field(
+        8,
+        ge=0,
+        le=1024,
+        description="While few answers grow, their next tokens are guessed from their texts and computed in the same "
+        "step, up to this many tokens in all; answers stay the same. 0: never.",
+    )
     max_waiting: int = Field(
         256,
         ge=0,
