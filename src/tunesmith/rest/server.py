@@ -50,6 +50,7 @@ def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] |
                 None if spec.cache_bytes == "auto" else spec.cache_bytes,
                 spec.backend,
                 max_adapters=spec.max_loaded_adapters,
+                lookahead_rows=spec.lookahead_rows,
             ),
             max_loaded=spec.max_loaded_models,
             max_adapters=spec.max_loaded_adapters,
