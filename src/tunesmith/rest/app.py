@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,10 +13,15 @@ from starlette.exceptions import HTTPException
 
 from tunesmith import __version__
 from tunesmith.errors import TunesmithError
+from tunesmith.rest import files, uploads
 from tunesmith.rest.bodies import check_content_type
 from tunesmith.rest.chat import AnswerStream, find_model, open_session, whole_answer
 from tunesmith.rest.errors import WireFault, tell_error, tell_http_error, tell_invalid
 from tunesmith.rest.guard import Guard
+from tunesmith.rest.housekeeping import keep_house
+from tunesmith.rest.idempotency import IdempotencyKeys
+from tunesmith.rest.keyring import Keyring
+from tunesmith.rest.platform import Platform
 from tunesmith.rest.reading import read_chat_request
 from tunesmith.rest.translate import model_of
 from tunesmith.rest.wire import ChatCompletion, ChatRequest, WireModel, WireModels
@@ -24,13 +29,22 @@ from tunesmith.serve.pool import ModelPool
 from tunesmith.specs.serving import ServeSpec
 
 
-def create_app(pool: ModelPool, spec: ServeSpec) -> FastAPI:
-    """Return the server's application; the pool is closed with it."""
+def create_app(pool: ModelPool, spec: ServeSpec, platform: Platform | None = None) -> FastAPI:
+    """Return the server's application; the pool and the platform are closed with it.
+
+    Args:
+        pool: the models that answer.
+        spec: what the server was asked for.
+        platform: the record and what stands on it; without one, the server answers with models and does nothing else.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with keep_house(platform) if platform is not None else nullcontext():
+            yield
         await asyncio.to_thread(pool.close)
+        if platform is not None:
+            await asyncio.to_thread(platform.close)
 
     app = FastAPI(
         title="Tunesmith",
@@ -41,11 +55,15 @@ def create_app(pool: ModelPool, spec: ServeSpec) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(Guard, spec=spec)
+    _add_guard(app, spec, platform)
     app.add_exception_handler(HTTPException, tell_http_error)
     app.add_exception_handler(RequestValidationError, tell_invalid)
     app.add_exception_handler(TunesmithError, tell_error)
     app.add_exception_handler(WireFault, tell_error)
+    app.state.platform = platform
+    if platform is not None:
+        for router in (files.router, uploads.router):
+            app.include_router(router)
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:
@@ -68,6 +86,16 @@ def create_app(pool: ModelPool, spec: ServeSpec) -> FastAPI:
         return AnswerStream(session) if request.stream else await whole_answer(session, http)
 
     return app
+
+
+def _add_guard(app: FastAPI, spec: ServeSpec, platform: Platform | None) -> None:
+    """Let every request pass the guard; what is added last comes first."""
+    if platform is None:
+        app.add_middleware(Guard, spec=spec, keyring=Keyring(spec), ledger=None)
+        return
+    app.add_middleware(IdempotencyKeys, database=platform.database)
+    keyring = Keyring(spec, platform.access, platform.ledger)
+    app.add_middleware(Guard, spec=spec, keyring=keyring, ledger=platform.ledger)
 
 
 def _body_schema() -> dict[str, object]:

@@ -16,6 +16,7 @@ import uvicorn
 from tunesmith.errors import SpecError
 from tunesmith.record.home import Home
 from tunesmith.rest.app import create_app
+from tunesmith.rest.platform import open_platform
 from tunesmith.serve.answering import EngineLimits
 from tunesmith.serve.catalogue import Catalogue
 from tunesmith.serve.pool import ModelPool
@@ -37,7 +38,9 @@ def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] |
 
     Raises:
         ModelError: a model that the spec names can't be found.
-        SpecError: the address can't be listened on (`code="port_in_use"`, `"bad_host"`).
+        SpecError: the address can't be listened on (`code="port_in_use"`, `"bad_host"`), or the database's
+            URL isn't one.
+        StorageError: the record can't be opened.
     """
     # First the address: finding out takes no time, loading models does.
     with _listen(spec.host, spec.port) as listening:
@@ -57,7 +60,7 @@ def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] |
             max_waiting=spec.max_waiting,
         )
         config = uvicorn.Config(
-            create_app(pool, spec),
+            create_app(pool, spec, open_platform(spec, home, pool)),
             loop="asyncio",
             ws="none",
             lifespan="on",
