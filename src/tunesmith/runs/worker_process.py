@@ -16,6 +16,8 @@ from tunesmith.record.database import Database
 from tunesmith.record.home import Home
 from tunesmith.runs.worker import Worker, WorkerSettings
 
+__all__ = ["WorkerProcess", "WorkerSettings", "run_worker"]
+
 #: A worker that its server started ends when this pipe does.
 _WITH_PARENT = "TUNESMITH_WORKER_PARENT_PIPE"
 #: Attempts get 22 s to keep their work, the rest is for the record.

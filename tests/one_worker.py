@@ -1,0 +1,16 @@
+"""A worker process with settings of the test's: `python one_worker.py '{"lease_seconds": 3}'`."""
+
+import json
+import logging
+import sys
+
+from tunesmith.record.home import Home
+from tunesmith.runs.worker import WorkerSettings
+from tunesmith.runs.worker_process import run_worker
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(sys.argv[1]).items()
+    }
+    run_worker(WorkerSettings(**values), Home.from_environment())
