@@ -25,10 +25,12 @@ class _Later:
 if TYPE_CHECKING:
     from tunesmith import api
     from tunesmith.evaluate import arms, side_by_side
+    from tunesmith.runs import worker_process
 else:
     api = _Later("tunesmith.api")
     arms = _Later("tunesmith.evaluate.arms")
     side_by_side = _Later("tunesmith.evaluate.side_by_side")
+    worker_process = _Later("tunesmith.runs.worker_process")
 
 #: Doors don't import each other; `tunesmith serve` opens this one by its name, as a user of Python would.
 rest_server: Any = _Later("tunesmith.rest.server")
@@ -37,4 +39,4 @@ rest_server: Any = _Later("tunesmith.rest.server")
 access_record: Any = _Later("tunesmith.record.access")
 database_record: Any = _Later("tunesmith.record.database")
 
-__all__ = ["access_record", "api", "arms", "database_record", "rest_server", "side_by_side"]
+__all__ = ["access_record", "api", "arms", "database_record", "rest_server", "side_by_side", "worker_process"]

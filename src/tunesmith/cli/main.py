@@ -18,6 +18,7 @@ from tunesmith.cli.generate import generate
 from tunesmith.cli.plan import plan
 from tunesmith.cli.serve import serve
 from tunesmith.cli.tune import tune
+from tunesmith.cli.worker import worker
 from tunesmith.errors import TunesmithError
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app.command("tune", rich_help_panel=_LEARN)(tune)
 app.command("chat", rich_help_panel=_USE)(chat)
 app.command("generate", rich_help_panel=_USE)(generate)
 app.command("serve", rich_help_panel=_USE)(serve)
+app.command("worker", rich_help_panel=_USE)(worker)
 app.add_typer(models.app, name="models", rich_help_panel=_KEEP)
 app.add_typer(runs.app, name="runs", rich_help_panel=_KEEP)
 app.add_typer(keys.app, name="keys", rich_help_panel=_KEEP)
