@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 import time
 
@@ -190,6 +191,21 @@ def test_a_forked_child_opens_connections_of_its_own(database):
         assert len(connection.execute(select(projects)).all()) == 1
     add(database, "after")
     assert names(database) == ["parent", "child", "after"]
+
+
+def test_parent_and_child_write_at_once(database):
+    add(database, "before")
+    child = os.fork()
+    try:
+        for n in range(40):
+            add(database, f"{'child' if child == 0 else 'parent'} {n}")
+    finally:
+        if child == 0:
+            os._exit(0 if sys.exc_info()[0] is None else 4)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sorted(names(database)) == sorted(
+        ["before", *(f"{who} {n}" for who in ("child", "parent") for n in range(40))]
+    )
 
 
 def test_a_child_forked_while_another_thread_writes_can_write(database):

@@ -13,8 +13,8 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-_POLL_SECONDS = 0.001
-_LONGEST_POLL_SECONDS = 0.008
+_POLL_SECONDS = 0.0005
+_LONGEST_POLL_SECONDS = 0.004
 
 
 class FairLock:
@@ -107,7 +107,7 @@ class ProcessTurn:
                 if time.monotonic() >= deadline:
                     return False
                 time.sleep(poll_seconds)
-                poll_seconds = min(2 * poll_seconds, _LONGEST_POLL_SECONDS)
+                poll_seconds = min(1.1 * poll_seconds, _LONGEST_POLL_SECONDS)
             else:
                 return True
 
