@@ -79,8 +79,9 @@ class Keyring:
     async def identify(self, authorization: str, address: str) -> KnownKey | WireError:
         """Return whose key it is that came from an address, or why the caller isn't let in.
 
-        An address that has sent too many wrong keys is only let in with one that was right before: nobody can go on
-        guessing, and nobody can lock out those who share the address.
+        Keys of the record are too long to guess, so they open the door whatever else came from the address. Keys that
+        people made up aren't compared any more once an address has sent too many wrong ones, unless that very key was
+        right from there before: nobody can go on guessing, and nobody can lock out those who share the address.
 
         Raises:
             StorageError: the record can't be read.
@@ -92,18 +93,21 @@ class Keyring:
         known, until = self._known.get(digest, (None, 0.0))
         if known is not None and time.monotonic() < until:
             return known
-        if known is None and (address, digest) not in self._seen:
-            # Taken before the answer is known, so that many at once count too.
-            wait_seconds = self._guesses.take(address, WRONG_KEYS_PER_MINUTE)
-            if wait_seconds:
-                return too_many_wrong_keys(wait_seconds)
-        found = given and (self._own_key(given) or await self._look_up(given, digest))
-        if not found:
+        found = given and await self._look_up(given, digest)
+        if found:
+            return found
+        # Taken before the keys are compared, so that many at once count too.
+        was_right = (address, digest) in self._seen
+        wait_seconds = 0.0 if was_right else self._guesses.take(address, WRONG_KEYS_PER_MINUTE)
+        if wait_seconds:
+            return too_many_wrong_keys(wait_seconds)
+        own = given and self._own_key(given)
+        if not own:
             return _unauthorized("Incorrect API key provided.")
-        if known is None and (address, digest) not in self._seen:
+        if not was_right:
             self._guesses.give_back(address, WRONG_KEYS_PER_MINUTE)
             self._remember(address, digest)
-        return found
+        return own
 
     def _remember(self, address: str, digest: bytes) -> None:
         self._seen[address, digest] = None
