@@ -29,7 +29,9 @@ def test_help_loads_nothing_heavy():
     assert loaded_after("from tunesmith.cli.main import run; assert run(['--help']) == 0") == set()
 
 
-@pytest.mark.parametrize("command", ["demo", "check", "plan", "tune", "chat", "generate", "serve", "models", "runs", "keys"])
+@pytest.mark.parametrize(
+    "command", ["demo", "check", "plan", "tune", "chat", "generate", "serve", "models", "runs", "keys"]
+)
 def test_each_command_explains_itself_and_loads_nothing_heavy(command: str):
     assert loaded_after(f"from tunesmith.cli.main import run; assert run(['{command}', '--help']) == 0") == set()
 
