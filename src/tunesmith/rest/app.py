@@ -82,7 +82,7 @@ def create_app(pool: ModelPool, spec: ServeSpec, platform: Platform | None = Non
     async def create_chat_completion(http: Request) -> Response:
         check_content_type(http)
         request = await asyncio.to_thread(read_chat_request, await http.body())
-        session = await open_session(request, pool, spec.default_max_tokens)
+        session = await open_session(request, pool, spec.default_max_tokens, http.state.allowance)
         return AnswerStream(session) if request.stream else await whole_answer(session, http)
 
     return app

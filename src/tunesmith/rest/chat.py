@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from tunesmith.generate.request import Delta
 from tunesmith.generate.request import Request as Prompt
 from tunesmith.rest.errors import WireFault, model_not_found, model_unavailable, wire_error
 from tunesmith.rest.forms import blame_form
+from tunesmith.rest.limits import Allowance
 from tunesmith.rest.tools import ToolUse, blame_tools, call_deltas, with_tools
 from tunesmith.rest.translate import (
     choice_of,
@@ -53,17 +55,31 @@ class Session:
     answers: AsyncAnswers
     fingerprint: str
     tools: ToolUse | None = None
+    allowance: Allowance | None = None
+    #: Tokens of the prompt, and of answers as far as they have grown.
+    used_tokens: int = 0
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     def close(self) -> None:
-        """Stop what isn't finished and let the model go; twice is fine."""
+        """Stop what isn't finished, let the model go, count what was used; twice is fine."""
+        used_tokens, self.used_tokens = self.used_tokens, 0
+        if self.allowance is not None and used_tokens:
+            self.allowance.spend(used_tokens)
         self.answers.close()
         self.lease.release()
 
 
-async def open_session(request: ChatRequest, pool: ModelPool, default_max_tokens: int) -> Session:
+async def open_session(
+    request: ChatRequest, pool: ModelPool, default_max_tokens: int, allowance: Allowance | None = None
+) -> Session:
     """Load the model if need be, and hand its worker the request.
+
+    Args:
+        request: what is asked.
+        pool: the models.
+        default_max_tokens: the longest answer where the request doesn't say.
+        allowance: the caller's, from which the tokens are taken.
 
     Raises:
         WireFault: there is no such model, or it can't be loaded.
@@ -80,7 +96,8 @@ async def open_session(request: ChatRequest, pool: ModelPool, default_max_tokens
         # Rendering a long prompt takes a while; other requests go on meanwhile.
         prompt, tools = await asyncio.to_thread(_prompt, seat.opened, request, conversation, sampling)
         answers = AsyncAnswers(seat.worker, prompt.expand(), whole=not request.stream)
-        return Session(request, lease, answers, seat.opened.fingerprint, tools)
+        used_tokens = len(prompt.prompt_ids)
+        return Session(request, lease, answers, seat.opened.fingerprint, tools, allowance, used_tokens)
     except BaseException:
         lease.release()
         raise
@@ -131,6 +148,7 @@ async def whole_answer(session: Session, http: Request) -> Response:
         if not answering.done():
             return Response(status_code=499)  # nobody reads it
         completion = _completion(session, answering.result())
+        session.used_tokens += completion.usage.completion_tokens
         return Response(completion.model_dump_json(), media_type="application/json")
     finally:
         answering.cancel()
@@ -184,6 +202,7 @@ class AnswerStream(StreamingResponse):
         for index in range(session.request.n):
             yield self._chunk(index, {"role": "assistant", "content": content, "refusal": None})
         completions: dict[int, Completion] = {}
+        steps: Counter[int] = Counter()
         try:
             while not session.answers.is_finished:
                 try:
@@ -191,10 +210,14 @@ class AnswerStream(StreamingResponse):
                 except TimeoutError:
                     yield _KEEP_ALIVE
                     continue
+                # At least one token each; how many they were is known at the end.
+                steps[index] += 1
+                session.used_tokens += 1
+                if delta.completion is not None:
+                    session.used_tokens += delta.completion.completion_tokens - steps[index]
+                    completions[index] = delta.completion
                 for chunk in self._chunks(index, delta):
                     yield chunk
-                if delta.completion is not None:
-                    completions[index] = delta.completion
         # The status is out already; clients raise this event as an error.
         except Exception as error:
             yield wire_error(error).event()

@@ -39,7 +39,8 @@ _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REFUSALS = frozenset({401, 403, 429})
 #: Refusals of one address that the audit log takes in a minute: nobody may fill the disk with them.
 _AUDITED_REFUSALS_PER_MINUTE = 60
-_LONGEST_TARGET = 200
+#: Ids as the record gives them, and names of tuned models; anything else in a path may be a key that went astray.
+_ID = re.compile(r"(?!sk-)[a-z]{2,12}[-_][0-9A-Za-z]{24,32}|ft:[\w.:/-]{1,200}")
 
 #: A body that is too large by this factor isn't read to its end before the answer.
 _READ_ON_FACTOR = 4
@@ -197,9 +198,8 @@ class Guard:
                 return
         elif scope["method"] in _READING_METHODS or scope["path"] in _ANSWERING_PATHS:
             return
-        # The route's pattern and what stood in its place, no path as it came: somebody may have put a key there.
         route = getattr(scope.get("route"), "path", None)
-        values = [str(value) for value in scope.get("path_params", {}).values()] if caller is not None else []
+        values = [str(value) for value in scope.get("path_params", {}).values()]
         self._ledger.note(
             AuditEntry(
                 at=int(time.time()),
@@ -207,7 +207,7 @@ class Guard:
                 project_id=None if caller is None else caller.project_id,
                 method=scope["method"],
                 route=route,
-                target=_printable(" ".join(values)) or None,
+                target=" ".join(value for value in values if _ID.fullmatch(value)) or None,
                 status=status,
                 request_id=visit.request_id,
             )
@@ -222,10 +222,6 @@ def _refuse_project(headers: Headers, found: KnownKey) -> WireError | None:
     if asked is None or found.project_name is None or asked in own:
         return None
     return WireError(401, "OpenAI-Project header should match project for API key.", "mismatched_project")
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:_LONGEST_TARGET])
 
 
 def _name(address: str) -> str | None:
