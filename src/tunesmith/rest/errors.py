@@ -143,7 +143,7 @@ async def tell_http_error(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         message = f"Invalid URL ({request.method} {request.url.path[:200]})"
         return WireError(404, message, "unknown_url").response()
-    headers = dict(error.headers or {})
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 405:
         headers["allow"] = ", ".join(sorted(methods_at(request.app.routes, request.scope)))
         message = f"Not allowed to {request.method} on {request.url.path[:200]}."
