@@ -45,7 +45,7 @@ def running_server(folder: Path, home: Path, **settings: object) -> Iterator[Ser
     errors = folder / "server.log"
     with errors.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, json.dumps({"port": 0, **settings})],
+            [sys.executable, "-c", _PROGRAM, json.dumps({"port": 0, "workers": 0, **settings})],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

@@ -34,6 +34,7 @@ _EMBEDDED = "smollm2-135m"
         "lookahead_rows": "--lookahead-rows",
         "max_waiting": "--max-waiting",
         "allowed_hosts": "--allowed-host",
+        "workers": "--workers",
     },
     panel="Settings",
 )

@@ -17,6 +17,7 @@ from tunesmith.errors import SpecError
 from tunesmith.record.home import Home
 from tunesmith.rest.app import create_app
 from tunesmith.rest.platform import open_platform
+from tunesmith.runs.worker_process import worker_processes
 from tunesmith.serve.answering import EngineLimits
 from tunesmith.serve.catalogue import Catalogue
 from tunesmith.serve.pool import ModelPool
@@ -71,8 +72,8 @@ def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] |
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=spec.shutdown_seconds + _FAREWELL_SECONDS,
         )
-        with _signals_stop_cleanly():
-            server = _Server(config, lambda: on_ready and on_ready(address_of(listening)), pool.close)
+        with _signals_stop_cleanly(), worker_processes(spec.workers) as stop_workers:
+            server = _Server(config, lambda: on_ready and on_ready(address_of(listening)), stop_workers, pool.close)
             server.run(sockets=[listening])
 
 
@@ -87,9 +88,16 @@ def address_of(listening: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """Tells when it answers; at the end, ends the answers that take too long with a word to their callers."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], object], on_late: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_started: Callable[[], object],
+        on_stop: Callable[[], object],
+        on_late: Callable[[], object],
+    ) -> None:
         super().__init__(config)
         self._on_started = on_started
+        self._on_stop = on_stop
         self._on_late = on_late
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -98,6 +106,7 @@ class _Server(uvicorn.Server):
             self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stop()
         loop = asyncio.get_running_loop()
         patience_seconds = (self.config.timeout_graceful_shutdown or 0) - _FAREWELL_SECONDS
         late = loop.call_later(patience_seconds, lambda: loop.run_in_executor(None, self._on_late))

@@ -33,15 +33,23 @@ def lock_job(folder: Path) -> int:
     while not _lock(descriptor):
         waited = time.monotonic() - started
         if waited > _PATIENCE_SECONDS:
-            holder = ProcessIdentity.parse(os.pread(descriptor, 200, 0).decode("ascii", "replace"))
-            if holder is not None:
-                holder.kill_group()
+            end_holder(folder)
         if waited > _LONGEST_SECONDS:
             raise RunError("Another attempt still works in this job's folder.", code="job_folder_locked")
         time.sleep(_LOOK_SECONDS)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(ProcessIdentity.of_this()).encode("ascii"), 0)
     return descriptor
+
+
+def end_holder(folder: Path) -> None:
+    """Kill the attempt that has a job's folder locked, if it is on this machine; only after it lost its lease."""
+    try:
+        holder = ProcessIdentity.parse((folder / "lock").read_text(encoding="ascii", errors="replace"))
+    except FileNotFoundError:
+        return
+    if holder is not None:
+        holder.kill_group()
 
 
 def _lock(descriptor: int) -> bool:

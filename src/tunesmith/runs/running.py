@@ -35,7 +35,7 @@ class Running:
         environment: the child's variables.
         job_id: what it works on; empty for what has no job of its own.
         fence: the number of the attempt.
-        device: what it holds.
+        device: what it runs on. From here on the child alone holds it, so that a worker that freezes holds nothing.
     """
 
     def __init__(
@@ -50,21 +50,25 @@ class Running:
     ) -> None:
         self.job_id = job_id
         self.fence = fence
-        self.device = device
+        self.device = None if device is None else device.name
         #: Whether it was told to stop, so that its end is no crash.
         self.was_stopped = False
         self.exit_code: int | None = None
         self._kill_at: float | None = None
         watch.log.parent.mkdir(parents=True, exist_ok=True)
         settings = ["--silence-seconds", str(watch.silence_seconds), "--log-bytes", str(watch.log_bytes)]
-        self._guard = subprocess.Popen(
-            [*_GUARD, *settings, "--log", str(watch.log), "--", *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=dict(environment),
-            start_new_session=True,
-            pass_fds=() if device is None else (device.descriptor,),
-        )
+        try:
+            self._guard = subprocess.Popen(
+                [*_GUARD, *settings, "--log", str(watch.log), "--", *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                env=dict(environment),
+                start_new_session=True,
+                pass_fds=() if device is None else (device.descriptor,),
+            )
+        finally:
+            if device is not None:
+                device.release()
         assert self._guard.stdin is not None
         os.set_blocking(self._guard.stdin.fileno(), False)
 
@@ -106,8 +110,6 @@ class Running:
         assert self._guard.stdin is not None
         with suppress(BrokenPipeError):
             self._guard.stdin.close()
-        if self.device is not None:
-            self.device.release()
         return True
 
     def _signal(self, number: signal.Signals) -> None:

@@ -27,6 +27,7 @@ from tunesmith.runs.devices import devices_here, hold
 from tunesmith.runs.exit_codes import CRASHED
 from tunesmith.runs.job_endings import conclude, take_back
 from tunesmith.runs.process_identity import ProcessIdentity, steady_seconds
+from tunesmith.runs.run_lock import end_holder
 from tunesmith.runs.running import Running, Watch
 from tunesmith.specs.serving import KEY_VARIABLE
 
@@ -183,6 +184,8 @@ class Worker:
                 with self._database.write() as connection:
                     job = take_back(connection, lease)
                 if job is not None:
+                    # It may be frozen, and hold its device still.
+                    end_holder(self._home.jobs / job.id)
                     _log.warning("%s was taken back from a worker that is gone; it is %s", job.id, job.state)
 
     # Beginnings.
@@ -196,7 +199,7 @@ class Worker:
 
     def _start_attempts(self) -> None:
         """Start as many attempts as there are jobs and free devices."""
-        used = {one.device.name for one in self._running if one.device is not None}
+        used = {one.device for one in self._running}
         for name in self._devices:
             if name in used or self._is_stopping:
                 continue

@@ -16,12 +16,15 @@ from tunesmith.record.database import Database
 from tunesmith.record.home import Home
 from tunesmith.runs.worker import Worker, WorkerSettings
 
-__all__ = ["WorkerProcess", "WorkerSettings", "run_worker"]
+__all__ = ["WorkerProcess", "WorkerSettings", "run_worker", "worker_processes"]
+
+_log = logging.getLogger(__name__)
 
 #: A worker that its server started ends when this pipe does.
 _WITH_PARENT = "TUNESMITH_WORKER_PARENT_PIPE"
 #: Attempts get 22 s to keep their work, the rest is for the record.
 _STOP_SECONDS = 28.0
+_REPLACE_SECONDS = 2.0
 
 
 def run_worker(settings: WorkerSettings, home: Home, *, on_ready: Callable[[str], object] | None = None) -> None:
@@ -90,11 +93,45 @@ class WorkerProcess:
             os.close(self._writing)
 
 
+@contextmanager
+def worker_processes(count: int) -> Iterator[Callable[[], None]]:
+    """Keep so many workers running while the block does; one that ends by itself is replaced.
+
+    Yields what asks them to stop, which takes a while; the block's end asks too, and waits.
+    """
+    has_ended = threading.Event()
+    running = [WorkerProcess() for _ in range(count)]
+
+    def replace() -> None:
+        while not has_ended.wait(_REPLACE_SECONDS):
+            for number, one in enumerate(running):
+                if not one.is_running and not has_ended.is_set():
+                    _log.warning("a worker has ended; another one starts")
+                    one.wait()
+                    running[number] = WorkerProcess()
+
+    keeper = threading.Thread(target=replace, name="workers", daemon=True)
+    keeper.start()
+
+    def stop() -> None:
+        has_ended.set()
+        keeper.join()
+        for one in running:
+            one.stop()
+
+    try:
+        yield stop
+    finally:
+        stop()
+        for one in running:
+            one.wait()
+
+
 def _stop_with_parent(pipe: int, worker: Worker) -> None:
     """Wait for the pipe's end, which is the parent's."""
     while os.read(pipe, 1):
         pass
-    logging.getLogger(__name__).warning("the server has gone; the worker stops")
+    _log.warning("the server has gone; the worker stops")
     worker.stop()
 
 

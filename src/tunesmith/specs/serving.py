@@ -79,6 +79,13 @@ class ServeSpec(Spec):
     )
     max_body_bytes: int = Field(16 << 20, ge=1024, description="Largest request, but for uploads of files.")
     max_file_bytes: int = Field(512 << 20, ge=1024, description="Largest file that is uploaded in one request.")
+    workers: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="Workers for fine-tuning jobs that are started with the server and end with it. 0: none; "
+        "`tunesmith worker` starts one by itself.",
+    )
     shutdown_seconds: int = Field(
         20, ge=1, le=3600, description="How long answers in progress may still take when the server is stopped."
     )
