@@ -18,7 +18,8 @@ def worker(
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="A device to train on, such as cpu or cuda:0; give it again for more. Without it: what is there."
+            metavar="NAME",
+            help="A device to train on, such as cpu or cuda:0; give it again for more. Without it: what is there.",
         ),
     ] = None,
     json: Json = False,
