@@ -43,7 +43,9 @@ def invalid_value(found: ErrorDetails) -> RequestError:
         return RequestError(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
     if kind in _BOUNDS:
         bound, code, words, sign = _BOUNDS[kind]
-        number = "integer" if isinstance(value, int) and "." not in str(found["ctx"][bound]) else "decimal"
+        # What stands in a path or a query is text.
+        is_whole = isinstance(value, int) or (isinstance(value, str) and value.lstrip("+-").isdigit())
+        number = "integer" if is_whole and "." not in str(found["ctx"][bound]) else "decimal"
         return RequestError(
             f"Invalid '{param}': {number} {words} value. "
             f"Expected a value {sign} {found['ctx'][bound]:g}, but got {value} instead.",
