@@ -43,9 +43,7 @@ def invalid_value(found: ErrorDetails) -> RequestError:
         return RequestError(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
     if kind in _BOUNDS:
         bound, code, words, sign = _BOUNDS[kind]
-        # What stands in a path or a query is text.
-        is_whole = isinstance(value, int) or (isinstance(value, str) and value.lstrip("+-").isdigit())
-        number = "integer" if is_whole and "." not in str(found["ctx"][bound]) else "decimal"
+        number = "integer" if _is_whole(value) and "." not in str(found["ctx"][bound]) else "decimal"
         return RequestError(
             f"Invalid '{param}': {number} {words} value. "
             f"Expected a value {sign} {found['ctx'][bound]:g}, but got {value} instead.",
@@ -94,6 +92,11 @@ def invalid_value(found: ErrorDetails) -> RequestError:
             param=param,
         )
     return RequestError(f"Invalid '{param}': {found['msg']}.", code="invalid_value", param=param)
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is a whole number, also as the text that stands in a path or a query."""
+    return isinstance(value, int) or (isinstance(value, str) and value.lstrip("+-").isdigit())
 
 
 def path_of(location: tuple[int | str, ...]) -> str:
