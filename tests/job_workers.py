@@ -41,6 +41,7 @@ class JobBench:
 
     def __init__(self, home: Home, database_url: str, base: Path) -> None:
         self.home = home
+        home.check_writable()
         self.base = base
         self.database = Database(database_url)
         self.database.migrate()
