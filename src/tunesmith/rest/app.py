@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from tunesmith import __version__
 from tunesmith.errors import TunesmithError
-from tunesmith.rest import files, uploads
+from tunesmith.rest import files, jobs, uploads
 from tunesmith.rest.bodies import check_content_type
 from tunesmith.rest.chat import AnswerStream, find_model, open_session, whole_answer
 from tunesmith.rest.errors import WireFault, tell_error, tell_http_error, tell_invalid
@@ -62,7 +62,7 @@ def create_app(pool: ModelPool, spec: ServeSpec, platform: Platform | None = Non
     app.add_exception_handler(WireFault, tell_error)
     app.state.platform = platform
     if platform is not None:
-        for router in (files.router, uploads.router):
+        for router in (files.router, uploads.router, jobs.router):
             app.include_router(router)
 
     @app.get("/healthz")

@@ -15,6 +15,7 @@ from tunesmith.record.store import Store
 from tunesmith.record.uploads import Uploads
 from tunesmith.rest.keyring import check_has_key
 from tunesmith.rest.ledger import Ledger
+from tunesmith.runs.queue import JobQueue
 from tunesmith.serve.pool import ModelPool
 from tunesmith.specs.serving import ServeSpec
 
@@ -35,6 +36,7 @@ class Platform:
     uploads: Uploads
     access: Access
     ledger: Ledger
+    queue: JobQueue
     file_threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
     )
@@ -69,6 +71,7 @@ def open_platform(spec: ServeSpec, home: Home, pool: ModelPool) -> Platform:
         uploads=Uploads(database, store),
         access=access,
         ledger=Ledger(database),
+        queue=JobQueue(database),
     )
 
 

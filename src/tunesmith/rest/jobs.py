@@ -1,0 +1,94 @@
+"""`/v1/fine_tuning/jobs`: create, list, retrieve, cancel, pause, resume, and what happened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from fastapi import APIRouter, Request
+
+from tunesmith.errors import RunError
+from tunesmith.record.database import Database
+from tunesmith.record.job_events import JobEvent, list_events
+from tunesmith.record.jobs import Job, JobFilter, JobStateError, list_jobs
+from tunesmith.record.pages import Listed, Page
+from tunesmith.rest.caller import Caller
+from tunesmith.rest.errors import WireError, WireFault
+from tunesmith.rest.files import FromCaller, FromPlatform
+from tunesmith.rest.jobs_lookup import check_job_id, find_job, job_not_found
+from tunesmith.rest.jobs_wire import WireJob, WireJobEvent, wire_event, wire_job
+from tunesmith.rest.paging import After, Limit, WireList, list_of, page_of
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs")
+
+
+@router.get("")
+async def list_fine_tuning_jobs(
+    platform: FromPlatform, caller: FromCaller, limit: Limit = 20, after: After = None
+) -> WireList[WireJob]:
+    """List the jobs of the caller's project, the newest first."""
+    wanted = JobFilter(caller.project_id)
+    found = await asyncio.to_thread(_listed, platform.database, wanted, page_of(limit, after, "desc"))
+    jobs = [wire_job(job, caller.organization_id) for job in found.items]
+    return list_of(jobs, has_more=found.has_more)
+
+
+@router.get("/{job_id}")
+async def retrieve_fine_tuning_job(job_id: str, http: Request, caller: FromCaller) -> WireJob:
+    """Show one job."""
+    return wire_job(await find_job(http, job_id), caller.organization_id)
+
+
+@router.post("/{job_id}/cancel")
+async def cancel_fine_tuning_job(job_id: str, platform: FromPlatform, caller: FromCaller) -> WireJob:
+    """End a job that isn't over yet; at once."""
+    return await _changed(platform.queue.cancel, job_id, caller)
+
+
+@router.post("/{job_id}/pause")
+async def pause_fine_tuning_job(job_id: str, platform: FromPlatform, caller: FromCaller) -> WireJob:
+    """Stop a running job after its current step, with weights that can be asked."""
+    return await _changed(platform.queue.pause, job_id, caller)
+
+
+@router.post("/{job_id}/resume")
+async def resume_fine_tuning_job(job_id: str, platform: FromPlatform, caller: FromCaller) -> WireJob:
+    """Let a paused job go on where it stopped."""
+    return await _changed(platform.queue.resume, job_id, caller)
+
+
+@router.get("/{job_id}/events")
+async def list_fine_tuning_events(
+    job_id: str, http: Request, platform: FromPlatform, limit: Limit = 20, after: After = None
+) -> WireList[WireJobEvent]:
+    """List what happened to a job, the newest first."""
+    job = await find_job(http, job_id)
+    found = await asyncio.to_thread(_events, platform.database, job.id, page_of(limit, after, "desc"))
+    return list_of([wire_event(event) for event in found.items], has_more=found.has_more)
+
+
+async def _changed(change: Callable[..., Job], job_id: str, caller: Caller) -> WireJob:
+    """Change a job's state, and return it.
+
+    Raises:
+        WireFault: there is no such job, or its state doesn't allow it. That is a 400: clients would repeat a 409.
+    """
+    check_job_id(job_id)
+    try:
+        job = await asyncio.to_thread(partial(change, job_id, project_id=caller.project_id))
+    except JobStateError as error:
+        raise WireFault(WireError(400, error.message, "job_state")) from error
+    except RunError as error:
+        raise WireFault(job_not_found(job_id)) from error
+    return wire_job(job, caller.organization_id)
+
+
+def _listed(database: Database, wanted: JobFilter, page: Page) -> Listed[Job]:
+    with database.read() as connection:
+        return list_jobs(connection, wanted, page)
+
+
+def _events(database: Database, job_id: str, page: Page) -> Listed[JobEvent]:
+    with database.read() as connection:
+        return list_events(connection, job_id, page)
