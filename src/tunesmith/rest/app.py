@@ -15,7 +15,7 @@ from tunesmith import __version__
 from tunesmith.errors import TunesmithError
 from tunesmith.rest import files, jobs, uploads
 from tunesmith.rest.bodies import check_content_type
-from tunesmith.rest.chat import AnswerStream, find_model, open_session, whole_answer
+from tunesmith.rest.chat import AnswerStream, whole_answer
 from tunesmith.rest.errors import WireFault, tell_error, tell_http_error, tell_invalid
 from tunesmith.rest.guard import Guard
 from tunesmith.rest.housekeeping import keep_house
@@ -23,6 +23,7 @@ from tunesmith.rest.idempotency import IdempotencyKeys
 from tunesmith.rest.keyring import Keyring
 from tunesmith.rest.platform import Platform
 from tunesmith.rest.reading import read_chat_request
+from tunesmith.rest.session import find_model, open_session
 from tunesmith.rest.translate import model_of
 from tunesmith.rest.wire import ChatCompletion, ChatRequest, WireModel, WireModels
 from tunesmith.serve.pool import ModelPool
