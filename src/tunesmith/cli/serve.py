@@ -25,6 +25,7 @@ _EMBEDDED = "smollm2-135m"
         "port": "--port",
         "api_keys": "--api-key",
         "models": "--model",
+        "aliases": "--alias",
         "dtype": "--dtype",
         "backend": "--backend",
         "max_loaded_models": "--max-loaded-models",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,11 @@ from tunesmith.record.home import Home
 
 _MANIFEST = "manifest.json"
 _ID_LENGTH = 8
+_ID = re.compile(f"[0-9a-f]{{{_ID_LENGTH}}}")
+_DIGEST = re.compile("[0-9a-f]{64}")
+_WHOLE_NAME = re.compile(r"ft:.+:(?P<id>[0-9a-f]{8})(:ckpt-step-[0-9]+)?", re.ASCII)
+#: Manifests that are kept as they were read, until their file changes: who asks a model needs one of them.
+_MANIFESTS_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,9 @@ def find_version(name: str, home: Home) -> ModelVersion:
     Raises:
         ModelError: no model, or more than one, is called so; the message lists what there is.
     """
+    named = _find_by_whole_name(name, home)
+    if named is not None:
+        return named
     versions = list_versions(home)
     for version in versions:
         if name in (version.id, version.name, version.folder.name):
@@ -224,6 +234,19 @@ def _folders(home: Home) -> list[Path]:
     return sorted(path for path in home.models.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def _find_by_whole_name(name: str, home: Home) -> ModelVersion | None:
+    """Return the model of an `ft:` name without looking at the others; None where that doesn't find one."""
+    match = _WHOLE_NAME.fullmatch(name)
+    for folder in home.models.glob(f"*-{match['id']}") if match else ():
+        try:
+            version = _read(folder)
+        except ModelError:
+            continue
+        if version.name == name:
+            return version
+    return None
+
+
 def _read(folder: Path) -> ModelVersion:
     """Return the model in a folder.
 
@@ -232,15 +255,8 @@ def _read(folder: Path) -> ModelVersion:
     """
     manifest = folder / _MANIFEST
     try:
-        value = json.loads(manifest.read_text(encoding="utf-8"))
-        return ModelVersion(
-            id=str(value["id"]),
-            name=str(value["name"]),
-            created=str(value["created"]),
-            files={Path(name).name: str(sha256) for name, sha256 in value["files"].items()},
-            folder=folder,
-            made=Candidate(**value["made"]),
-        )
+        status = manifest.stat()
+        return _parsed(folder, (status.st_ino, status.st_mtime_ns, status.st_size))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             "The manifest of this model is missing or damaged.",
@@ -248,6 +264,30 @@ def _read(folder: Path) -> ModelVersion:
             fix="Delete the folder, or bring it back from a backup.",
             code="damaged_manifest",
         ) from error
+
+
+@lru_cache(_MANIFESTS_KEPT)
+def _parsed(folder: Path, _state: tuple[int, int, int]) -> ModelVersion:
+    """Return the model in a folder whose manifest is in that state.
+
+    Raises:
+        ValueError: an id or a hash isn't one.
+    """
+    value = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    return ModelVersion(
+        id=_matching(_ID, value["id"]),
+        name=str(value["name"]),
+        created=str(value["created"]),
+        files={Path(name).name: _matching(_DIGEST, sha256) for name, sha256 in value["files"].items()},
+        folder=folder,
+        made=Candidate(**value["made"]),
+    )
+
+
+def _matching(form: re.Pattern[str], value: str) -> str:
+    if not form.fullmatch(value):
+        raise ValueError("not of the form that it should have")
+    return value
 
 
 def _required(version: ModelVersion | None) -> ModelVersion:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from tunesmith import __version__
 from tunesmith.errors import TunesmithError
-from tunesmith.rest import files, jobs, uploads
+from tunesmith.rest import files, jobs, models, uploads
 from tunesmith.rest.bodies import check_content_type
 from tunesmith.rest.chat import AnswerStream, whole_answer
 from tunesmith.rest.errors import WireFault, tell_error, tell_http_error, tell_invalid
@@ -23,9 +23,8 @@ from tunesmith.rest.idempotency import IdempotencyKeys
 from tunesmith.rest.keyring import Keyring
 from tunesmith.rest.platform import Platform
 from tunesmith.rest.reading import read_chat_request
-from tunesmith.rest.session import find_model, open_session
-from tunesmith.rest.translate import model_of
-from tunesmith.rest.wire import ChatCompletion, ChatRequest, WireModel, WireModels
+from tunesmith.rest.session import open_session
+from tunesmith.rest.wire import ChatCompletion, ChatRequest
 from tunesmith.serve.pool import ModelPool
 from tunesmith.specs.serving import ServeSpec
 
@@ -61,7 +60,9 @@ def create_app(pool: ModelPool, spec: ServeSpec, platform: Platform | None = Non
     app.add_exception_handler(RequestValidationError, tell_invalid)
     app.add_exception_handler(TunesmithError, tell_error)
     app.add_exception_handler(WireFault, tell_error)
+    app.state.pool = pool
     app.state.platform = platform
+    app.include_router(models.router)
     if platform is not None:
         for router in (files.router, uploads.router, jobs.router):
             app.include_router(router)
@@ -70,20 +71,11 @@ def create_app(pool: ModelPool, spec: ServeSpec, platform: Platform | None = Non
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/v1/models")
-    async def list_models() -> WireModels:
-        models = await asyncio.to_thread(pool.catalogue.models)
-        return WireModels(data=[model_of(model) for model in models])
-
-    @app.get("/v1/models/{name:path}")
-    async def retrieve_model(name: str) -> WireModel:
-        return model_of(await find_model(name, pool))
-
     @app.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=_body_schema())
     async def create_chat_completion(http: Request) -> Response:
         check_content_type(http)
         request = await asyncio.to_thread(read_chat_request, await http.body())
-        session = await open_session(request, pool, spec.default_max_tokens, http.state.allowance)
+        session = await open_session(http, request, spec.default_max_tokens)
         return AnswerStream(session) if request.stream else await whole_answer(session, http)
 
     return app

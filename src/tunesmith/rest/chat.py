@@ -35,7 +35,7 @@ def _completion(session: Session, completions: list[Completion]) -> ChatCompleti
     return ChatCompletion(
         id=session.id,
         created=session.created,
-        model=request.model,
+        model=session.model,
         choices=[choice_of(i, one, session.tools, with_logprobs=request.logprobs) for i, one in enumerate(completions)],
         usage=usage_of(completions),
         system_fingerprint=session.fingerprint,
@@ -108,7 +108,7 @@ class AnswerStream(SessionStream):
             "id": self._session.id,
             "object": "chat.completion.chunk",
             "created": self._session.created,
-            "model": self._session.request.model,
+            "model": self._session.model,
             "service_tier": "default",
             "system_fingerprint": self._session.fingerprint,
         }

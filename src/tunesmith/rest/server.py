@@ -46,7 +46,7 @@ def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] |
     # First the address: finding out takes no time, loading models does.
     with _listen(spec.host, spec.port) as listening:
         pool = ModelPool(
-            Catalogue(home, spec.models),
+            Catalogue(home, spec.models, spec.alias_table),
             home,
             dtype=spec.dtype,
             limits=EngineLimits(

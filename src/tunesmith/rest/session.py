@@ -22,16 +22,16 @@ from tunesmith.errors import ModelError, RequestError
 from tunesmith.generate.completion import Completion, TokenLogprob
 from tunesmith.generate.request import Delta
 from tunesmith.generate.request import Request as Prompt
-from tunesmith.rest.errors import WireFault, model_not_found, model_unavailable
+from tunesmith.rest.errors import WireFault, model_unavailable
 from tunesmith.rest.forms import blame_form
 from tunesmith.rest.limits import Allowance
+from tunesmith.rest.model_lookup import find_model, pool_of
 from tunesmith.rest.tools import ToolUse, blame_tools, with_tools
 from tunesmith.rest.translate import conversation_of, sampling_of
 from tunesmith.rest.wire import ChatRequest
 from tunesmith.serve.answers import AsyncAnswers
-from tunesmith.serve.catalogue import ServedModel
 from tunesmith.serve.opened import OpenModel
-from tunesmith.serve.pool import Lease, ModelPool
+from tunesmith.serve.pool import Lease
 from tunesmith.specs.generation import SamplingSpec
 
 #: A comment goes out after this much silence, so that neither side nor what is between takes the line for dead.
@@ -51,9 +51,13 @@ class Step:
 
 @dataclass(slots=True)
 class Session:
-    """A request that is being answered. `close` it in any case."""
+    """A request that is being answered. `close` it in any case.
+
+    `model` is the name of the model that answers; the request may have called it by an alias.
+    """
 
     request: ChatRequest
+    model: str
     lease: Lease
     answers: AsyncAnswers
     fingerprint: str
@@ -138,16 +142,13 @@ class SessionStream(StreamingResponse):
             self._closing.close()
 
 
-async def open_session(
-    request: ChatRequest, pool: ModelPool, default_max_tokens: int, allowance: Allowance | None = None
-) -> Session:
+async def open_session(http: Request, request: ChatRequest, default_max_tokens: int) -> Session:
     """Load the model if need be, and hand its worker the request.
 
     Args:
+        http: the request as it came: for its caller, who may not use every model, and whose allowance it takes from.
         request: what is asked.
-        pool: the models.
         default_max_tokens: the longest answer where the request doesn't say.
-        allowance: the caller's, from which the tokens are taken.
 
     Raises:
         WireFault: there is no such model, or it can't be loaded.
@@ -155,32 +156,22 @@ async def open_session(
     """
     conversation = conversation_of(request)
     sampling = sampling_of(request, default_max_tokens)
-    lease = pool.lease(await find_model(request.model, pool))
+    model = await find_model(http, request.model)
+    lease = pool_of(http).lease(model)
     try:
         try:
             seat = await asyncio.wrap_future(lease.ready)
-        except ModelError as error:
+        except (ModelError, OSError) as error:
+            await find_model(http, request.model)  # it may have been deleted meanwhile
             raise WireFault(model_unavailable(request.model)) from error
         # Rendering a long prompt takes a while; other requests go on meanwhile.
         prompt, tools = await asyncio.to_thread(_prompt, seat.opened, request, conversation, sampling)
         answers = AsyncAnswers(seat.worker, prompt.expand(), whole=not request.stream)
-        used_tokens = len(prompt.prompt_ids)
-        return Session(request, lease, answers, seat.opened.fingerprint, tools, allowance, used_tokens)
+        fingerprint, allowance, used_tokens = seat.opened.fingerprint, http.state.allowance, len(prompt.prompt_ids)
+        return Session(request, model.name, lease, answers, fingerprint, tools, allowance, used_tokens)
     except BaseException:
         lease.release()
         raise
-
-
-async def find_model(name: str, pool: ModelPool) -> ServedModel:
-    """Return a model on offer.
-
-    Raises:
-        WireFault: there is none of that name.
-    """
-    try:
-        return await asyncio.to_thread(pool.catalogue.find, name)
-    except ModelError as error:
-        raise WireFault(model_not_found(name)) from error
 
 
 async def hang_up(http: Request) -> None:

@@ -24,10 +24,8 @@ from tunesmith.rest.wire import (
     TopLogprob,
     Usage,
     WireMessage,
-    WireModel,
     WireToolCall,
 )
-from tunesmith.serve.catalogue import ServedModel
 from tunesmith.specs.generation import SamplingSpec
 
 #: The service's word for minus infinity, which JSON can't hold.
@@ -126,11 +124,6 @@ def logprobs_of(tokens: Sequence[TokenLogprob]) -> Logprobs:
             for token in tokens
         ]
     )
-
-
-def model_of(model: ServedModel) -> WireModel:
-    """Return a model on the wire."""
-    return WireModel(id=model.name, created=model.created, owned_by="local" if model.is_tuned else "tunesmith")
 
 
 def _finite(logprob: float) -> float:

@@ -255,19 +255,3 @@ class ChatCompletion(BaseModel):
     usage: Usage
     service_tier: Literal["default"] = "default"
     system_fingerprint: str
-
-
-class WireModel(BaseModel):
-    """A model on offer."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-
-
-class WireModels(BaseModel):
-    """All models on offer."""
-
-    object: Literal["list"] = "list"
-    data: list[WireModel]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -43,6 +43,7 @@ class ServedModel:
         created: when it was made, in Unix seconds.
         is_tuned: whether it is a tuned version.
         weights: what must be in memory for it; a tuned version's adapter comes beside them, or is part of them.
+        job: the fine-tuning job that made it; None for bases, and for what was tuned by hand on this machine.
     """
 
     name: str
@@ -50,67 +51,92 @@ class ServedModel:
     created: int
     is_tuned: bool
     weights: Weights
+    job: str | None = None
 
 
 class Catalogue:
     """The models on offer: those named, or else every embedded base and every tuned version, also later ones.
 
+    What fine-tuning jobs make is always on offer; whose it is, the record knows.
+
     Args:
         home: where tuned versions are kept.
         names: bases and tuned versions to offer, as `resolve_model` takes them.
+        aliases: further names, and the model that each stands for, which is on offer too.
 
     Raises:
-        ModelError: one of `names` is no model, or two would have the same name.
+        ModelError: one of `names` or of the aliases' models is no model, or two would have the same name.
         StorageError: a conversion doesn't fit on the disk.
     """
 
-    def __init__(self, home: Home, names: Sequence[str] = ()) -> None:
+    def __init__(self, home: Home, names: Sequence[str] = (), aliases: Mapping[str, str] | None = None) -> None:
         self._home = home
-        self._named: dict[str, ServedModel] = {}
-        self._aliases: dict[str, str] = {}
+        self._is_open = not names
+        self._bases: dict[str, ServedModel] = {}
+        self._tuned: set[str] = set()
+        # What models were called when the server was started, which may be a folder.
+        self._called: dict[str, str] = {}
         for asked in names:
-            found = resolve_model(asked, home)
-            model = _of_base(found.base) if found.version is None else _of_version(found.version)
-            other = self._named.setdefault(model.name, model)
-            if other != model:
-                raise ModelError(
-                    f"Two models would both be called {model.name}.",
-                    where=asked,
-                    fix=f"Rename the folder, or leave out {other.source}.",
-                    code="same_name",
-                )
-            self._aliases[asked] = model.name
+            self._called[asked] = self._offer(asked)
+        #: Further names of models, with the name of the model that each stands for.
+        self.aliases: Mapping[str, str] = {alias: self._offer(asked) for alias, asked in (aliases or {}).items()}
+        for alias in self.aliases:
+            if alias in self._bases or alias in self._tuned or alias in EMBEDDED:
+                raise _same_name(alias, "an alias and a model")
 
     def models(self) -> list[ServedModel]:
         """Return what is on offer: bases first, then tuned versions, the latest first."""
-        if self._named:
-            return sorted(self._named.values(), key=lambda model: model.is_tuned)
-        embedded = [model for name in EMBEDDED if (model := _of_embedded(name)) is not None]
-        return [*embedded, *(_of_version(version) for version in list_versions(self._home))]
+        embedded = [model for name in EMBEDDED if (model := _of_embedded(name)) is not None] if self._is_open else []
+        bases = {model.name: model for model in (*embedded, *self._bases.values())}
+        tuned = [_of_version(version) for version in list_versions(self._home) if self._offers(version)]
+        return [*bases.values(), *tuned]
 
     def find(self, name: str) -> ServedModel:
-        """Return a model by its name; a tuned version also by its id, label, or the start of any.
+        """Return a model by its name or an alias; a tuned version also by its id, label, or the start of any.
 
         Raises:
             ModelError: it isn't on offer (`code="model_not_found"`), or several are called so.
         """
-        if self._named:
-            model = self._named.get(self._aliases.get(name, name))
-            if model is not None:
-                return model
-        elif name in EMBEDDED:
-            model = _of_embedded(name)
-            if model is not None:
-                return model
-        found = _of_version(find_version(name, self._home))
-        if self._named and found.name not in self._named:
+        name = self.aliases.get(name, name)
+        name = self._called.get(name, name)
+        base = self._bases.get(name)
+        if base is None and self._is_open and name in EMBEDDED:
+            base = _of_embedded(name)
+        if base is not None:
+            return base
+        found = find_version(name, self._home)
+        if not self._offers(found):
             raise ModelError(f"The model '{name[:200]}' isn't on offer here.", code="model_not_found", param="model")
-        return found
+        return _of_version(found)
+
+    def _offer(self, asked: str) -> str:
+        """Put a model on offer, and return its name."""
+        embedded = _of_embedded(asked) if asked in EMBEDDED else None
+        if embedded is not None:  # it is converted when it is first asked
+            self._bases[asked] = embedded
+            return asked
+        found = resolve_model(asked, self._home)
+        if found.version is not None:
+            self._tuned.add(found.version.name)
+            return found.version.name
+        base = _of_base(found.base)
+        other = self._bases.setdefault(base.name, base)
+        if other != base:
+            raise _same_name(base.name, f"{asked} and {other.source}")
+        return base.name
+
+    def _offers(self, version: ModelVersion) -> bool:
+        return self._is_open or version.name in self._tuned or _job_of(version) is not None
 
 
 def _of_version(version: ModelVersion) -> ServedModel:
     created = int(datetime.fromisoformat(version.created).timestamp())
-    return ServedModel(version.name, version.name, created, True, _weights_of(version))
+    return ServedModel(version.name, version.name, created, True, _weights_of(version), _job_of(version))
+
+
+def _job_of(version: ModelVersion) -> str | None:
+    """Return the job that made a version: only jobs work for an organisation."""
+    return version.made.run if version.made.organization is not None else None
 
 
 def _weights_of(version: ModelVersion) -> Weights:
@@ -139,3 +165,12 @@ def _of_embedded(name: str) -> ServedModel | None:
 
 def _without_revision(name: str) -> str:
     return name.partition("@")[0]
+
+
+def _same_name(name: str, which: str) -> ModelError:
+    return ModelError(
+        f"Two models would both be called {name}.",
+        where=name,
+        fix=f"Give one of them another name, or leave it out: {which}.",
+        code="same_name",
+    )

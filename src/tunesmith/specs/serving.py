@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -16,6 +17,7 @@ KEY_VARIABLE = "TUNESMITH_API_KEY"
 #: What computes answers.
 Backend = Literal["torch", "vllm"]
 
+_ALIAS = re.compile(r"[!-~]{1,100}")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -35,7 +37,14 @@ class ServeSpec(Spec):
         (), description="Further names under which a server without a key may be called (`Host` and `Origin`)."
     )
     models: tuple[str, ...] = Field(
-        (), description="Serve these models only: any base or tuned model. None: embedded bases, all tuned models."
+        (),
+        description="Serve these models only: any base or tuned model. None: embedded bases, all tuned models. What "
+        "fine-tuning jobs make is served in any case.",
+    )
+    aliases: tuple[str, ...] = Field(
+        (),
+        description="Further names of models, as NAME=MODEL: `gpt-4o-mini-2024-07-18=smollm2-135m` lets scripts of a "
+        "hosted service run unchanged. Answers, jobs and the list of models say which model it is.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of weights and activations. `auto`: bfloat16 where it is fast."
@@ -99,6 +108,25 @@ class ServeSpec(Spec):
             if not text or not all("!" <= c <= "~" for c in text):
                 raise ValueError("a key holds at least one visible ASCII character, and no spaces")
         return keys
+
+    @field_validator("aliases")
+    @classmethod
+    def _aliases_are_pairs(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse an alias without its model, or given twice."""
+        names = set()
+        for alias in aliases:
+            name, _, model = alias.partition("=")
+            if not _ALIAS.fullmatch(name) or not model:
+                raise ValueError("an alias is NAME=MODEL, its name 1 to 100 visible ASCII characters")
+            if name in names:
+                raise ValueError(f"{name} is given twice")
+            names.add(name)
+        return aliases
+
+    @property
+    def alias_table(self) -> dict[str, str]:
+        """The model that each alias stands for."""
+        return {name: model for name, _, model in (alias.partition("=") for alias in self.aliases)}
 
     @property
     def is_loopback(self) -> bool:
