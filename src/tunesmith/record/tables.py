@@ -280,6 +280,20 @@ completion_metadata = Table(
     Index(None, "key", "value", "completion_id"),
 )
 
+# Responses. Each names the one that it goes on from, which may be gone: what is deleted isn't there any more.
+
+responses = _table(
+    "responses",
+    _project(),
+    Column("previous_id", Text),
+    # Of the whole conversation up to here.
+    Column("links", Whole, nullable=False),
+    Column("bytes", Whole, nullable=False),
+    Column("input", Json, nullable=False),
+    Column("response", Json, nullable=False),
+    Index(None, "created_at"),
+)
+
 # Webhooks.
 
 webhooks = _table(
