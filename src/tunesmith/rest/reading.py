@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tunesmith.errors import RequestError
 from tunesmith.rest.bodies import read_object
@@ -22,22 +23,39 @@ def read_chat_request(body: bytes) -> ChatRequest:
     Raises:
         RequestError: it isn't JSON, lacks a field, or holds one that is wrong, unknown or not offered here.
     """
-    values = read_object(body)
-    unknown = sorted(values.keys() - ChatRequest.model_fields.keys() - IGNORED - UNSUPPORTED.keys())
+    given = known_fields(read_object(body), ChatRequest, IGNORED, UNSUPPORTED)
+    try:
+        request = ChatRequest.model_validate(given)
+    except ValidationError as error:
+        raise invalid_value(error.errors()[0]) from error
+    _check_together(request)
+    return request
+
+
+def known_fields(
+    values: dict[str, Any], model: type[BaseModel], ignored: Set[str], unsupported_fields: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
+    """Return the fields of a request that have an effect; null stands for the default, so it counts as left out.
+
+    Args:
+        values: the body.
+        model: its fields have an effect.
+        ignored: fields that are accepted without one.
+        unsupported_fields: fields that would have one elsewhere, each with the values that change nothing.
+
+    Raises:
+        RequestError: a field is unknown, or asks for what isn't offered here.
+    """
+    unknown = sorted(values.keys() - model.model_fields.keys() - ignored - unsupported_fields.keys())
     if unknown:
         raise RequestError(
             f"Unknown parameter: '{unknown[0][:100]}'.", code="unknown_parameter", param=unknown[0][:100]
         )
     given = {key: value for key, value in values.items() if value is not None}
-    for name, harmless in UNSUPPORTED.items():
+    for name, harmless in unsupported_fields.items():
         if name in given and not any(given[name] == value for value in harmless):
             raise unsupported(name, f"'{name}' isn't supported by this server.")
-    try:
-        request = ChatRequest.model_validate({key: given[key] for key in given if key in ChatRequest.model_fields})
-    except ValidationError as error:
-        raise invalid_value(error.errors()[0]) from error
-    _check_together(request)
-    return request
+    return {key: given[key] for key in given if key in model.model_fields}
 
 
 def unsupported(param: str, message: str) -> RequestError:
