@@ -111,7 +111,11 @@ class Files:
     def get(self, project_id: str, file_id: str) -> FileRecord | None:
         """Return a file of a project, None where it has none of that id."""
         with self._database.read() as connection:
-            row = connection.execute(select(files).where(files.c.id == file_id, self._scope(project_id))).one_or_none()
+            return self.here(connection, project_id, file_id)
+
+    def here(self, connection: Connection, project_id: str, file_id: str) -> FileRecord | None:
+        """Return a file as part of a larger read or write; see `get`."""
+        row = connection.execute(select(files).where(files.c.id == file_id, self._scope(project_id))).one_or_none()
         return None if row is None else _record(row)
 
     def list(self, project_id: str, page: Page, *, purpose: str | None = None) -> Listed[FileRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +88,7 @@ def wire_job(job: Job, organization_id: str) -> WireJob:
         error=None if job.error is None else WireJobError(**job.error),
         seed=job.seed,
         estimated_finish=job.estimated_finish,
-        integrations=job.integrations or [],
+        integrations=[_with_run_id(one, job.id) for one in job.integrations or ()],
         metadata=job.metadata,
         user_provided_suffix=job.suffix,
         tunesmith=WireJobSettings(base=base_name(job.base), settings=job.spec),
@@ -109,6 +110,12 @@ def wire_event(event: JobEvent) -> WireJobEvent:
 def wire_state(state: State) -> WireState:
     """Return a state as users see it: one that is being paused is paused for them, as the service says it."""
     return "paused" if state == "pausing" else state
+
+
+def _with_run_id(integration: Mapping[str, Any], job_id: str) -> dict[str, Any]:
+    """Return an integration with the id under which its program knows the job's run, which is the job's own."""
+    kind = str(integration["type"])
+    return {**integration, kind: {**integration[kind], "run_id": job_id}}
 
 
 def base_name(source: str) -> str:

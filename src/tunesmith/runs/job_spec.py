@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.record.jobs import Job
+from tunesmith.specs.jobs import JOB_DEFAULTS
 from tunesmith.specs.tune import TuneSpec
-
-#: What a job's user expects who sets none of it: all rows are learnt, for as many epochs as were asked for.
-_DATA = {"validation_fraction": 0.0, "test_fraction": 0.0}
-_PATIENCE = 0
 
 
 def job_spec(job: Job, training: Path, validation: Path | None) -> TuneSpec:
@@ -26,11 +23,11 @@ def job_spec(job: Job, training: Path, validation: Path | None) -> TuneSpec:
         SpecError: the job's own settings don't fit together.
     """
     values: dict[str, Any] = copy.deepcopy(job.spec)
-    data = {**_DATA, **values.get("data", {}), "path": str(training)}
+    data = {**JOB_DEFAULTS["data"], **values.get("data", {}), "path": str(training)}
     if validation is not None:
         data["validation_path"] = str(validation)
     asked = job.hyperparameters or {}
-    optimisation: dict[str, Any] = {"patience": _PATIENCE}
+    optimisation = dict(JOB_DEFAULTS["optimisation"])
     for theirs, ours in (("n_epochs", "epochs"), ("batch_size", "batch_size")):
         if asked.get(theirs) not in (None, "auto"):
             optimisation[ours] = asked[theirs]

@@ -212,10 +212,16 @@ class TuneSpec(Spec):
     @field_validator("name")
     @classmethod
     def _name_is_plain(cls, name: str | None) -> str | None:
-        """Lower-case and hyphenate as OpenAI's suffixes are; refuse what can't be part of a model name."""
-        if name is None:
-            return None
-        plain = name.lower().replace("_", "-").replace(" ", "-")
-        if not all(c.isascii() and (c.isalnum() or c in "-.") for c in plain) or not plain.strip("-."):
-            raise ValueError("a name holds letters, digits, '-' and '.'")
-        return plain
+        return None if name is None else plain_name(name)
+
+
+def plain_name(name: str) -> str:
+    """Return a name in lower case and with hyphens, as OpenAI's suffixes are.
+
+    Raises:
+        ValueError: it can't be part of a model's name.
+    """
+    plain = name.lower().replace("_", "-").replace(" ", "-")
+    if not all(c.isascii() and (c.isalnum() or c in "-.") for c in plain) or not plain.strip("-."):
+        raise ValueError("a name holds letters, digits, '-' and '.'")
+    return plain
