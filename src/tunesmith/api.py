@@ -16,15 +16,17 @@ from tunesmith.evaluate.arms import Arm
 from tunesmith.evaluate.comparison import ArmResult
 from tunesmith.evaluate.verdict import Verdict
 from tunesmith.model import Model
-from tunesmith.models.versions import ModelVersion, delete_version, find_version, list_versions
+from tunesmith.models.versions import ModelVersion, find_version, list_versions
 from tunesmith.prepare.documents import prepare_documents
 from tunesmith.prepare.pipeline import prepare
 from tunesmith.prepare.prepared import PreparedData
 from tunesmith.prepare.report import data_report
+from tunesmith.record.database import Database
 from tunesmith.record.home import Home
 from tunesmith.record.observer import Observer
 from tunesmith.runs import execute, folder
 from tunesmith.runs.folder import RunView
+from tunesmith.runs.model_removal import remove_model
 from tunesmith.runs.preview import preview_tokens
 from tunesmith.runs.proof import Proof, Voice
 from tunesmith.runs.result import RunResult
@@ -324,10 +326,17 @@ def delete_model(name: str, home: Home | None = None) -> ModelVersion:
     """Remove a tuned model; return what it was.
 
     Raises:
-        ModelError: there is none, or more than one.
+        ModelError: there is none, or more than one; or a fine-tuning job starts from it (`model_in_use`).
+        StorageError: the record can't be opened or written.
     """
-    version = find_version(name, _home(home))
-    delete_version(version)
+    home = _home(home)
+    version = find_version(name, home)
+    database = Database.from_environment(home)
+    try:
+        database.migrate()
+        remove_model(version, database)
+    finally:
+        database.close()
     return version
 
 

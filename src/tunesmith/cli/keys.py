@@ -42,6 +42,9 @@ def create_key(
             "--tokens-per-day", min=1, help="Most tokens of prompts and answers in a day, UTC. (default: no limit)"
         ),
     ] = None,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Make an admin key, which may also share models among projects.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Make a key and show it, this once. From the first key on the server asks every caller for one."""
@@ -53,7 +56,7 @@ def create_key(
         assert project is not None, "the default project is always there"
         found = access.create_project(project)
     limits = access_record.KeyLimits(requests_per_minute, tokens_per_day)
-    key, secret = access.create_key(name, found.id, limits)
+    key, secret = access.create_key(name, found.id, limits, is_admin=admin)
     if not json:  # standard error, where the story then goes, often ends up in a log
         screen.result(Text(secret, style="name"), whole=True)
     if is_new:
@@ -72,7 +75,7 @@ def list_keys(
     found = _access().keys(with_revoked=with_revoked)
     if found:
         rows = [
-            (Text(key.name, style="name"), key.id, f"{key.hint}…", key.project_name, _limits(key), _use(key))
+            (Text(key.name, style="name"), key.id, f"{key.hint}…", _opens(key), _limits(key), _use(key))
             for key in found
         ]
         screen.listing(rows, header=("name", "id", "begins", "project", "limits", "used"))
@@ -106,6 +109,10 @@ def _access() -> Access:
     access: Access = access_record.Access(database)
     access.ensure_default_project()
     return access
+
+
+def _opens(key: Key) -> str:
+    return f"{key.project_name} (admin)" if key.is_admin else key.project_name
 
 
 def _limits(key: Key) -> str:

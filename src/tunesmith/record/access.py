@@ -38,6 +38,7 @@ _HINT_LENGTH = len(_SECRET_PREFIX) + 6
 _ALPHABET = string.digits + string.ascii_letters
 _SECONDS_PER_DAY = 86_400
 _LONGEST_NAME = 100
+_ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,10 @@ class KeyLimits:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key as the record knows it; `hint` is the beginning of its secret. Times are whole Unix seconds."""
+    """A key as the record knows it; `hint` is the beginning of its secret. Times are whole Unix seconds.
+
+    One of an administrator (`is_admin`) opens its project as any other, and calls that concern all projects.
+    """
 
     id: str
     project_id: str
@@ -77,6 +81,7 @@ class Key:
     created_at: int
     last_used_at: int | None = None
     revoked_at: int | None = None
+    is_admin: bool = False
 
 
 class Access:
@@ -133,7 +138,9 @@ class Access:
             rows = connection.execute(select(projects).where(projects.c.archived_at.is_(None)).order_by(projects.c.seq))
             return [_read_project(row) for row in rows]
 
-    def create_key(self, name: str, project_id: str, limits: KeyLimits | None = None) -> tuple[Key, str]:
+    def create_key(
+        self, name: str, project_id: str, limits: KeyLimits | None = None, *, is_admin: bool = False
+    ) -> tuple[Key, str]:
         """Create a key and return it with its secret, which nobody can find out later.
 
         Raises:
@@ -157,10 +164,11 @@ class Access:
                 hint=secret[:_HINT_LENGTH],
                 limits=limits,
                 created_at=int(time.time()),
+                is_admin=is_admin,
             )
             row = {
                 "id": key.id, "created_at": key.created_at, "project_id": key.project_id, "name": name,
-                "hash": _hash(secret), "hint": key.hint, "scopes": [], "limits": _columns(limits),
+                "hash": _hash(secret), "hint": key.hint, "scopes": [_ADMIN] if is_admin else [], "limits": _columns(limits),
             }  # fmt: skip
             connection.execute(keys.insert().values(row))
             return key
@@ -313,6 +321,7 @@ def _read_key(row: Row[Any]) -> Key:
         created_at=row.created_at,
         last_used_at=row.last_used_at,
         revoked_at=row.revoked_at,
+        is_admin=_ADMIN in row.scopes,
     )
 
 

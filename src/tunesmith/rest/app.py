@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from tunesmith import __version__
 from tunesmith.errors import TunesmithError
-from tunesmith.rest import files, jobs, models, uploads
+from tunesmith.rest import checkpoints, files, jobs, model_deletion, models, permissions, uploads
 from tunesmith.rest.bodies import check_content_type
 from tunesmith.rest.chat import AnswerStream, whole_answer
 from tunesmith.rest.errors import WireFault, tell_error, tell_http_error, tell_invalid
@@ -64,8 +64,8 @@ def create_app(pool: ModelPool, spec: ServeSpec, platform: Platform | None = Non
     app.state.platform = platform
     app.include_router(models.router)
     if platform is not None:
-        for router in (files.router, uploads.router, jobs.router):
-            app.include_router(router)
+        for part in (files, uploads, jobs, checkpoints, permissions, model_deletion):
+            app.include_router(part.router)
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:

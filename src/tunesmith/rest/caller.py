@@ -16,12 +16,14 @@ class Caller:
         project_id: the project whose files, jobs and models the request may see; routes ask for nothing else.
         name: the key's name, for people.
         organization_id: the project's organisation.
+        is_admin: whether the request may do what concerns all projects.
     """
 
     key_id: str | None
     project_id: str
     name: str
     organization_id: str
+    is_admin: bool = False
 
 
 def caller_of(request: Request) -> Caller:

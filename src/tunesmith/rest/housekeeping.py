@@ -12,6 +12,7 @@ from tunesmith.errors import StorageError
 from tunesmith.record.blobs import sweep_store
 from tunesmith.rest.intake import in_thread
 from tunesmith.rest.platform import Platform
+from tunesmith.runs.model_removal import sweep_models
 
 _INTERVAL_SECONDS = 600.0
 
@@ -35,6 +36,7 @@ async def _keep(platform: Platform) -> None:
         "expired files were deleted": platform.files.delete_expired,
         "uploads expired": platform.uploads.expire,
         "pieces of content that nothing needs were swept": partial(sweep_store, platform.database, platform.store),
+        "models that no job lists were removed": partial(sweep_models, platform.home, platform.database),
     }
     while True:
         for what, job in jobs.items():

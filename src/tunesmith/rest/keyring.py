@@ -27,7 +27,7 @@ from tunesmith.specs.serving import KEY_VARIABLE, ServeSpec
 #: Pairs of addresses and right keys that are remembered.
 _MOST_SEEN = 10_000
 
-NOBODY = Caller(None, DEFAULT_PROJECT, "anybody on this machine", ORGANIZATION)
+NOBODY = Caller(None, DEFAULT_PROJECT, "anybody on this machine", ORGANIZATION, is_admin=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Keyring:
         if key.limits.tokens_per_day is not None and self._ledger is not None:
             day = day_of(time.time())
             self._ledger.learn_total(key.id, day, self._access.tokens_used(key.id, day))
-        caller = Caller(key.id, key.project_id, key.name, key.organization_id)
+        caller = Caller(key.id, key.project_id, key.name, key.organization_id, key.is_admin)
         return KnownKey(caller, key.limits, key.project_name)
 
     def _own_key(self, given: bytes) -> KnownKey | None:
@@ -151,7 +151,7 @@ class Keyring:
         if not any(matches):
             return None
         name = f"server-{matches.index(True) + 1}"
-        return KnownKey(Caller(name, DEFAULT_PROJECT, name, ORGANIZATION), KeyLimits())
+        return KnownKey(Caller(name, DEFAULT_PROJECT, name, ORGANIZATION, is_admin=True), KeyLimits())
 
 
 def check_has_key(spec: ServeSpec, access: Access) -> None:
