@@ -168,7 +168,8 @@ class Access:
             )
             row = {
                 "id": key.id, "created_at": key.created_at, "project_id": key.project_id, "name": name,
-                "hash": _hash(secret), "hint": key.hint, "scopes": [_ADMIN] if is_admin else [], "limits": _columns(limits),
+                "hash": _hash(secret), "hint": key.hint, "scopes": [_ADMIN] if is_admin else [],
+                "limits": _columns(limits),
             }  # fmt: skip
             connection.execute(keys.insert().values(row))
             return key
