@@ -334,7 +334,7 @@ def delete_model(name: str, home: Home | None = None) -> ModelVersion:
     database = Database.from_environment(home)
     try:
         database.migrate()
-        remove_model(version, database)
+        remove_model(version, home, database)
     finally:
         database.close()
     return version

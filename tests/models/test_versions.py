@@ -229,3 +229,27 @@ def test_damaged_tensors_are_named(tmp_path):
         with pytest.raises(ModelError) as refused:
             load_tensors(tmp_path / f"{name}.safetensors")
         assert refused.value.code == code
+
+
+def test_a28_a_second_registration_under_an_id_changes_nothing(home):
+    first = add(home)
+    before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    assert add(home) == first and list_versions(home) == [first]
+    (first.folder / "adapter_model.safetensors").write_bytes(b"another")
+    again = add(home)
+    assert again.id == first.id and (first.folder / "manifest.json").read_bytes() == before["manifest.json"]
+    # Whatever lies there is hashed again before it is used.
+    with pytest.raises(ModelError) as refused:
+        verify(again)
+    assert refused.value.code == "digest_mismatch"
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "A" * 64, "../" + "0" * 61, "0" * 63 + "\n", 7, None])
+def test_a28_a_digest_that_is_none_hides_the_model(home, digest):
+    good, bad = add(home, 1.0), add(home, 2.0)
+    manifest = json.loads((bad.folder / "manifest.json").read_text())
+    manifest["files"]["README.md"] = digest
+    (bad.folder / "manifest.json").write_text(json.dumps(manifest))
+    assert list_versions(home) == [good] and len(damaged_versions(home)) == 1
+    with pytest.raises(ModelError):
+        find_version(bad.name, home)

@@ -41,10 +41,10 @@ def usable_models(connection: Connection, project_id: str) -> dict[str, JobModel
     return {row.model: _model(row) for row in connection.execute(_wanted().where(_usable_by(project_id)))}
 
 
-def jobs_that_start_from(connection: Connection, name: str) -> list[str]:
-    """Return the ids of jobs that aren't over yet and start from a model."""
-    wanted = select(jobs.c.id).where(jobs.c.state.not_in(ENDS), or_(jobs.c.base == name, jobs.c.model == name))
-    return list(connection.scalars(wanted.order_by(jobs.c.seq)))
+def is_start_of_job(connection: Connection, name: str) -> bool:
+    """Whether a job that isn't over yet starts from a model."""
+    wanted = select(jobs.c.seq).where(jobs.c.state.not_in(sorted(ENDS)), jobs.c.base == name)
+    return connection.execute(wanted.limit(1)).first() is not None
 
 
 def forget_model(connection: Connection, name: str) -> bool:
@@ -65,7 +65,9 @@ def forgotten_models(connection: Connection, names: Collection[tuple[str, str]])
         names: models with the ids of their jobs.
     """
     job_ids = {job_id for _, job_id in names}
-    over = set(connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.state.in_(ENDS))))
+    over = set(
+        connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(sorted(job_ids)), jobs.c.state.in_(sorted(ENDS))))
+    )
     asked = [name for name, _ in names]
     listed = set(connection.scalars(select(job_checkpoints.c.model).where(job_checkpoints.c.model.in_(asked))))
     return {name for name, job_id in names if job_id in over and name not in listed}

@@ -56,7 +56,7 @@ def _delete(platform: Platform, caller: Caller, model: ServedModel) -> None:
     if caller.project_id != owner:
         raise WireFault(_not_yours(model.name, "It belongs to another project, which shares it with yours."))
     try:
-        was_there = remove_model(find_version(model.name, platform.home), platform.database)
+        was_there = remove_model(find_version(model.name, platform.home), platform.home, platform.database)
     except ModelError as error:
         if error.code != "model_in_use":
             raise WireFault(model_not_found(model.name)) from error

@@ -11,7 +11,7 @@ from tunesmith.errors import ModelError, StorageError
 from tunesmith.models.versions import ModelVersion, delete_version, list_versions
 from tunesmith.record.database import Database
 from tunesmith.record.home import Home
-from tunesmith.record.job_models import forget_model, forgotten_models, jobs_that_start_from
+from tunesmith.record.job_models import forget_model, forgotten_models, is_start_of_job
 
 _log = logging.getLogger(__name__)
 
@@ -19,24 +19,21 @@ _log = logging.getLogger(__name__)
 _BATCH = 200
 
 
-def remove_model(version: ModelVersion, database: Database) -> bool:
+def remove_model(version: ModelVersion, home: Home, database: Database) -> bool:
     """Remove a model, durably; return whether it was there. Who has it in memory finishes its answers.
 
     Raises:
-        ModelError: a job that isn't over yet starts from it (`model_in_use`).
+        ModelError: a job that isn't over yet starts from it, or a model was tuned from it and needs its weights
+            (`model_in_use`).
         StorageError: the record can't be written, or the files of one that was tuned by hand can't be removed.
     """
     is_of_job = version.made.organization is not None
+    if any(other.made.base == str(version.folder) for other in list_versions(home)):
+        raise _in_use(version, "A model was tuned from this one and needs its weights.", "Delete that one first.")
     with database.write() as connection:
-        waiting = jobs_that_start_from(connection, version.name)
-        if waiting:
-            raise ModelError(
-                f"The job {waiting[0]} starts from this model and isn't over yet.",
-                where=version.name,
-                fix="Wait for the job, or cancel it.",
-                code="model_in_use",
-                param="model",
-            )
+        if is_start_of_job(connection, version.name):
+            what = "A fine-tuning job that isn't over yet starts from this model."
+            raise _in_use(version, what, "Wait for the job, or cancel it.")
         was_there = forget_model(connection, version.name) or not is_of_job
     if not was_there:
         return False
@@ -64,6 +61,11 @@ def sweep_models(home: Home, database: Database) -> int:
             gone = forgotten_models(connection, [(name, version.made.run) for name, version in batch.items()])
         count += sum(_delete_files(batch[name]) for name in sorted(gone))
     return count
+
+
+def _in_use(version: ModelVersion, what: str, fix: str) -> ModelError:
+    # Neither job nor model is named: they may be another project's.
+    return ModelError(what, where=version.name, fix=fix, code="model_in_use", param="model")
 
 
 def _delete_files(version: ModelVersion) -> bool:
