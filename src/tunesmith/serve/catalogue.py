@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tunesmith.errors import ModelError
-from tunesmith.models.embedded import EMBEDDED, embedded_file
+from tunesmith.models.embedded import EMBEDDED, ENCODERS, embedded_file
 from tunesmith.models.resolve import BaseSource, resolve_model
 from tunesmith.models.versions import ModelVersion, find_version, list_versions
 from tunesmith.record.home import Home
@@ -54,6 +54,14 @@ class ServedModel:
     job: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ServedEncoder:
+    """A sentence encoder on offer: it makes embeddings and can't be chatted with. `created` is in Unix seconds."""
+
+    name: str
+    created: int
+
+
 class Catalogue:
     """The models on offer: those named, or else every embedded base and every tuned version, also later ones.
 
@@ -73,6 +81,7 @@ class Catalogue:
         self._home = home
         self._is_open = not names
         self._bases: dict[str, ServedModel] = {}
+        self._encoders: dict[str, ServedEncoder] = {}
         self._tuned: set[str] = set()
         # What models were called when the server was started, which may be a folder.
         self._called: dict[str, str] = {}
@@ -81,7 +90,7 @@ class Catalogue:
         #: Further names of models, with the name of the model that each stands for.
         self.aliases: Mapping[str, str] = {alias: self._offer(asked) for alias, asked in (aliases or {}).items()}
         for alias in self.aliases:
-            if alias in self._bases or alias in self._tuned or alias in EMBEDDED:
+            if alias in self._bases or alias in self._tuned or alias in EMBEDDED or alias in ENCODERS:
                 raise _same_name(alias, "an alias and a model")
 
     def models(self) -> list[ServedModel]:
@@ -90,6 +99,16 @@ class Catalogue:
         bases = {model.name: model for model in (*embedded, *self._bases.values())}
         tuned = [_of_version(version) for version in list_versions(self._home) if self._offers(version)]
         return [*bases.values(), *tuned]
+
+    def encoders(self) -> list[ServedEncoder]:
+        """Return the sentence encoders on offer, those of packages that are installed included."""
+        installed = [found for name in ENCODERS if (found := _of_encoder(name)) is not None] if self._is_open else []
+        return list({one.name: one for one in (*installed, *self._encoders.values())}.values())
+
+    def find_encoder(self, name: str) -> ServedEncoder | None:
+        """Return a sentence encoder by its name or an alias, None if there is none on offer."""
+        name = self.aliases.get(name, name)
+        return next((one for one in self.encoders() if one.name == name), None)
 
     def find(self, name: str) -> ServedModel:
         """Return a model by its name or an alias; a tuned version also by its id, label, or the start of any.
@@ -111,6 +130,9 @@ class Catalogue:
 
     def _offer(self, asked: str) -> str:
         """Put a model on offer, and return its name."""
+        if asked in ENCODERS:
+            self._encoders[asked] = ServedEncoder(asked, _changed(embedded_file(ENCODERS[asked])))
+            return asked
         embedded = _of_embedded(asked) if asked in EMBEDDED else None
         if embedded is not None:  # it is converted when it is first asked
             self._bases[asked] = embedded
@@ -160,7 +182,20 @@ def _of_embedded(name: str) -> ServedModel | None:
         file = embedded_file(EMBEDDED[name])
     except ModelError:
         return None
-    return ServedModel(name, name, int(file.stat().st_mtime), False, Weights(name, name))
+    return ServedModel(name, name, _changed(file), False, Weights(name, name))
+
+
+def _of_encoder(name: str) -> ServedEncoder | None:
+    """Return an embedded encoder, or None where its package isn't installed."""
+    try:
+        return ServedEncoder(name, _changed(embedded_file(ENCODERS[name])))
+    except ModelError:
+        return None
+
+
+def _changed(file: Path) -> int:
+    """Return when a file was written, in Unix seconds."""
+    return int(file.stat().st_mtime)
 
 
 def _without_revision(name: str) -> str:
