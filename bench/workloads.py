@@ -28,6 +28,9 @@ for word from the message:
 Leave out every field that the message says nothing about; never guess. If the guest changes a booking, give the new
 details. If there are no details, answer {}."""
 
+#: Tokens that long rows leave for what a base's template puts before the first turn.
+_HEAD_TOKENS = 48
+
 _SLOTS = ("people", "date", "time", "first_name", "last_name")
 
 
@@ -101,14 +104,15 @@ def long_rows(tokens: int, count: int, count_tokens: Callable[[str], int]) -> li
     Args:
         tokens: the wished length of a row.
         count: how many rows.
-        count_tokens: counts a text's tokens; a turn's own marks are counted as five.
+        count_tokens: counts a text's tokens; a turn's own marks are counted as five, and `_HEAD_TOKENS` are left for
+            what a base's template writes before the first turn.
     """
     turns = [row["messages"] for row in WORKLOADS[0].rows()]
     sizes = [sum(count_tokens(message["content"]) + 5 for message in turn) for turn in turns]
     rows: list[ChatRow] = []
     for number in range(count):
         messages: list[dict[str, str]] = []
-        room, place = tokens, 7 * number
+        room, place = tokens - _HEAD_TOKENS, 7 * number
         while room >= min(sizes):
             if sizes[place % len(turns)] <= room:
                 messages += turns[place % len(turns)]
