@@ -47,6 +47,9 @@ class BlobPlace(Protocol):
     def sweep_parts(self, older_than_seconds: float) -> int:
         """Remove what killed processes left half-written, and return how many there were."""
 
+    def check_usable(self) -> None:
+        """Fail as writing would."""
+
 
 class FolderPlace:
     """A folder: blob `ab12...` is the file `ab/ab12...`.
@@ -103,6 +106,10 @@ class FolderPlace:
     def sweep_parts(self, older_than_seconds: float) -> int:
         """Sweep the folder."""
         return len(sweep(self._root, older_than_seconds=older_than_seconds))
+
+    def check_usable(self) -> None:
+        """Write a little."""
+        _try_writing(self.parts)
 
     def _path(self, sha256: str) -> Path:
         return self._root / sha256[:2] / sha256
@@ -204,6 +211,12 @@ class RemotePlace:
                     count += 1
         return count
 
+    def check_usable(self) -> None:
+        """Write a little into the spool, and ask whether the place answers."""
+        _try_writing(self.parts)
+        with _remote_errors():
+            self._files.exists(str(self._root))
+
     def _age_seconds(self, path: str) -> float | None:
         with _remote_errors(), suppress(FileNotFoundError, NotImplementedError):
             modified: datetime = self._files.modified(path)
@@ -214,6 +227,15 @@ class RemotePlace:
 
     def _path(self, sha256: str) -> str:
         return str(self._root / sha256[:2] / sha256)
+
+
+def _try_writing(folder: Path) -> None:
+    """Write and remove a small file; not an empty one, which a full disk would still take."""
+    probe = new_part(folder / "writable")
+    try:
+        probe.write_bytes(b"\0" * 4096)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from tunesmith.errors import RunError
 from tunesmith.record.ids import new_id
 from tunesmith.record.pages import Listed, Page, rows_of
 from tunesmith.record.tables import job_metadata, jobs
+from tunesmith.record.webhooks import JOB_ENDS, announce
 
 State = Literal["validating_files", "queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"]
 
@@ -71,6 +72,7 @@ class NewJob:
         hyperparameters: `n_epochs`, `batch_size`, `learning_rate_multiplier`: numbers or `auto`.
         suffix: the part of the result's name that the user chose.
         priority: higher ones go first.
+        id: the id that it gets, where a request that is repeated must not make a second job; None draws one.
     """
 
     project_id: str
@@ -88,6 +90,7 @@ class NewJob:
     integrations: Sequence[Any] | None = None
     metadata: Mapping[str, str] | None = None
     priority: int = 0
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +156,8 @@ class JobFilter:
 def create_job(connection: Connection, new: NewJob) -> Job:
     """Add a job, in the state `validating_files`."""
     values = {field.name: getattr(new, field.name) for field in fields(new)}
-    row = connection.execute(
-        jobs.insert()
-        .values(id=new_id("ftjob-"), created_at=int(time.time()), state="validating_files", **values)
-        .returning(jobs)
-    )
+    values |= {"id": new.id or new_id("ftjob-"), "created_at": int(time.time()), "state": "validating_files"}
+    row = connection.execute(jobs.insert().values(**values).returning(jobs))
     job = job_of(row.mappings().one())
     if new.metadata:
         pairs = [{"job_id": job.id, "key": key, "value": value} for key, value in new.metadata.items()]
@@ -180,6 +180,13 @@ def get_job(connection: Connection, job_id: str, *, project_id: str | None = Non
     return job_of(row)
 
 
+def job_here(connection: Connection, job_id: str, project_id: str) -> Job | None:
+    """Return a project's job, or None where it has none of this id."""
+    found = select(jobs).where(jobs.c.id == job_id, jobs.c.project_id == project_id)
+    row = connection.execute(found).mappings().first()
+    return None if row is None else job_of(row)
+
+
 def list_jobs(connection: Connection, wanted: JobFilter, page: Page) -> Listed[Job]:
     """Return a page of a project's jobs.
 
@@ -193,7 +200,7 @@ def list_jobs(connection: Connection, wanted: JobFilter, page: Page) -> Listed[J
 def move_job(connection: Connection, job: Job, to: State, asked: str, **changes: Any) -> Job:
     """Bring a job into another state.
 
-    At an end nobody holds the job any more, and what attempts still write is refused.
+    At an end nobody holds the job any more, what attempts still write is refused, and webhooks are told.
 
     Args:
         connection: one that writes.
@@ -211,7 +218,10 @@ def move_job(connection: Connection, job: Job, to: State, asked: str, **changes:
         changes = {"finished_at": int(time.time()), "estimated_finish": None, **changes}
     if to not in HELD:
         changes = {"lease_owner": None, "fence": job.fence + 1, **changes}
-    return change_job(connection, job.id, state=to, **changes)
+    moved = change_job(connection, job.id, state=to, **changes)
+    if moved.is_over:
+        announce(connection, moved.project_id, JOB_ENDS[to], moved.id)
+    return moved
 
 
 def change_job(connection: Connection, job_id: str, **changes: Any) -> Job:

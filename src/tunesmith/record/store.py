@@ -147,6 +147,15 @@ class Store:
             raise _missing()
         return size
 
+    def check_usable(self) -> None:
+        """Make sure that content can be written.
+
+        Raises:
+            StorageError: it can't, or the disk is full.
+        """
+        with store_errors():
+            self._place.check_usable()
+
     def delete(self, sha256: str) -> None:
         """Remove a blob, if it is there. Who is reading it reads on.
 

@@ -270,6 +270,14 @@ completions = _table(
     Index(None, "project_id", "model", "seq"),
 )
 
+# A prompt's messages are read by themselves: lists of completions don't carry them along.
+completion_messages = _table(
+    "completion_messages",
+    Column("completion_id", Text, ForeignKey("completions.id", ondelete="CASCADE"), nullable=False),
+    Column("message", Json, nullable=False),
+    Index(None, "completion_id", "seq"),
+)
+
 completion_metadata = Table(
     "completion_metadata",
     metadata,
@@ -304,6 +312,7 @@ webhooks = _table(
     # A signature needs the secret itself.
     Column("secret", Text, nullable=False),
     Column("event_types", Json, nullable=False),
+    Column("allows_private", Whole, nullable=False, server_default="0"),
     Column("disabled_at", Whole),
     Index(None, "project_id", "seq"),
 )
@@ -312,14 +321,27 @@ deliveries = _table(
     "deliveries",
     Column("webhook_id", Text, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
     Column("event_id", Text, nullable=False),
-    Column("payload", Json, nullable=False),
+    Column("event_type", Text, nullable=False),
+    Column("subject_id", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("attempts", Whole, nullable=False, server_default="0"),
     Column("next_attempt_at", Whole, nullable=False),
     Column("last_status", Whole),
+    Column("last_error", Text),
     Column("delivered_at", Whole),
     UniqueConstraint("webhook_id", "event_id"),
     Index(None, "state", "next_attempt_at"),
+)
+
+# Workers, as long as they live: `beat` grows.
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("started_at", Whole, nullable=False),
+    Column("beat", Whole, nullable=False),
+    Column("seen_at", Whole, nullable=False),
 )
 
 # What PostgreSQL is asked when a connection breaks during a commit (record/postgresql.py).

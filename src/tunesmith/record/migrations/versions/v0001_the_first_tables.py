@@ -1,7 +1,7 @@
 """The first tables.
 
-audit, blobs, projects, writers, completions, files, idempotency, jobs, keys, permissions, uploads, webhooks,
-completion_metadata, deliveries, events.
+audit, blobs, projects, workers, writers, completions, files, idempotency, jobs, keys, permissions, responses,
+uploads, webhooks, completion_messages, completion_metadata.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def upgrade() -> None:
     _audit()
     _blobs()
     _projects()
+    _workers()
     _writers()
     _completions()
     _files()
@@ -27,11 +28,11 @@ def upgrade() -> None:
     _jobs()
     _keys()
     _permissions()
+    _responses()
     _uploads()
     _webhooks()
+    _completion_messages()
     _completion_metadata()
-    _deliveries()
-    _events()
 
 
 def _audit() -> None:
@@ -79,6 +80,17 @@ def _projects() -> None:
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_projects")),
         sa.UniqueConstraint("id", name=op.f("uq_projects_id")),
         sqlite_autoincrement=True,
+    )
+
+
+def _workers() -> None:
+    op.create_table(
+        "workers",
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("started_at", _WHOLE, nullable=False),
+        sa.Column("beat", _WHOLE, nullable=False),
+        sa.Column("seen_at", _WHOLE, nullable=False),
+        sa.PrimaryKeyConstraint("owner", name=op.f("pk_workers")),
     )
 
 
@@ -248,6 +260,26 @@ def _permissions() -> None:
     op.create_index(op.f("ix_permissions_model_seq"), "permissions", ["model", "seq"], unique=False)
 
 
+def _responses() -> None:
+    op.create_table(
+        "responses",
+        sa.Column("seq", _WHOLE, autoincrement=True, nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("created_at", _WHOLE, nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("previous_id", sa.Text(), nullable=True),
+        sa.Column("links", _WHOLE, nullable=False),
+        sa.Column("bytes", _WHOLE, nullable=False),
+        sa.Column("input", sa.Text(), nullable=False),
+        sa.Column("response", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_responses_project_id")),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_responses")),
+        sa.UniqueConstraint("id", name=op.f("uq_responses_id")),
+        sqlite_autoincrement=True,
+    )
+    op.create_index(op.f("ix_responses_created_at"), "responses", ["created_at"], unique=False)
+
+
 def _uploads() -> None:
     op.create_table(
         "uploads",
@@ -283,6 +315,7 @@ def _webhooks() -> None:
         sa.Column("url", sa.Text(), nullable=False),
         sa.Column("secret", sa.Text(), nullable=False),
         sa.Column("event_types", sa.Text(), nullable=False),
+        sa.Column("allows_private", _WHOLE, server_default="0", nullable=False),
         sa.Column("disabled_at", _WHOLE, nullable=True),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_webhooks_project_id")),
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_webhooks")),
@@ -290,6 +323,26 @@ def _webhooks() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_webhooks_project_id_seq"), "webhooks", ["project_id", "seq"], unique=False)
+
+
+def _completion_messages() -> None:
+    op.create_table(
+        "completion_messages",
+        sa.Column("seq", _WHOLE, autoincrement=True, nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("created_at", _WHOLE, nullable=False),
+        sa.Column("completion_id", sa.Text(), nullable=False),
+        sa.Column("message", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["completion_id"], ["completions.id"], name=op.f("fk_completion_messages_completion_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_completion_messages")),
+        sa.UniqueConstraint("id", name=op.f("uq_completion_messages_id")),
+        sqlite_autoincrement=True,
+    )
+    op.create_index(
+        op.f("ix_completion_messages_completion_id_seq"), "completion_messages", ["completion_id", "seq"], unique=False
+    )
 
 
 def _completion_metadata() -> None:
@@ -309,51 +362,3 @@ def _completion_metadata() -> None:
         ["key", "value", "completion_id"],
         unique=False,
     )
-
-
-def _deliveries() -> None:
-    op.create_table(
-        "deliveries",
-        sa.Column("seq", _WHOLE, autoincrement=True, nullable=False),
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("created_at", _WHOLE, nullable=False),
-        sa.Column("webhook_id", sa.Text(), nullable=False),
-        sa.Column("event_id", sa.Text(), nullable=False),
-        sa.Column("payload", sa.Text(), nullable=False),
-        sa.Column("state", sa.Text(), nullable=False),
-        sa.Column("attempts", _WHOLE, server_default="0", nullable=False),
-        sa.Column("next_attempt_at", _WHOLE, nullable=False),
-        sa.Column("last_status", _WHOLE, nullable=True),
-        sa.Column("delivered_at", _WHOLE, nullable=True),
-        sa.ForeignKeyConstraint(
-            ["webhook_id"], ["webhooks.id"], name=op.f("fk_deliveries_webhook_id"), ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("seq", name=op.f("pk_deliveries")),
-        sa.UniqueConstraint("id", name=op.f("uq_deliveries_id")),
-        sa.UniqueConstraint("webhook_id", "event_id", name=op.f("uq_deliveries_webhook_id_event_id")),
-        sqlite_autoincrement=True,
-    )
-    op.create_index(
-        op.f("ix_deliveries_state_next_attempt_at"), "deliveries", ["state", "next_attempt_at"], unique=False
-    )
-
-
-def _events() -> None:
-    op.create_table(
-        "events",
-        sa.Column("seq", _WHOLE, autoincrement=True, nullable=False),
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("created_at", _WHOLE, nullable=False),
-        sa.Column("job_id", sa.Text(), nullable=False),
-        sa.Column("level", sa.Text(), nullable=False),
-        sa.Column("type", sa.Text(), nullable=False),
-        sa.Column("message", sa.Text(), nullable=False),
-        sa.Column("data", sa.Text(), nullable=True),
-        sa.Column("step", _WHOLE, nullable=True),
-        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_events_job_id"), ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("seq", name=op.f("pk_events")),
-        sa.UniqueConstraint("id", name=op.f("uq_events_id")),
-        sa.UniqueConstraint("job_id", "step", name=op.f("uq_events_job_id_step")),
-        sqlite_autoincrement=True,
-    )
-    op.create_index(op.f("ix_events_job_id_seq"), "events", ["job_id", "seq"], unique=False)

@@ -1,6 +1,6 @@
 """The first tables.
 
-job_checkpoints, job_metadata, key_usage, parts.
+deliveries, events, job_checkpoints, job_metadata, key_usage, parts.
 """
 
 from __future__ import annotations
@@ -16,10 +16,62 @@ _WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     """Bring the tables up to date."""
+    _deliveries()
+    _events()
     _job_checkpoints()
     _job_metadata()
     _key_usage()
     _parts()
+
+
+def _deliveries() -> None:
+    op.create_table(
+        "deliveries",
+        sa.Column("seq", _WHOLE, autoincrement=True, nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("created_at", _WHOLE, nullable=False),
+        sa.Column("webhook_id", sa.Text(), nullable=False),
+        sa.Column("event_id", sa.Text(), nullable=False),
+        sa.Column("event_type", sa.Text(), nullable=False),
+        sa.Column("subject_id", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("attempts", _WHOLE, server_default="0", nullable=False),
+        sa.Column("next_attempt_at", _WHOLE, nullable=False),
+        sa.Column("last_status", _WHOLE, nullable=True),
+        sa.Column("last_error", sa.Text(), nullable=True),
+        sa.Column("delivered_at", _WHOLE, nullable=True),
+        sa.ForeignKeyConstraint(
+            ["webhook_id"], ["webhooks.id"], name=op.f("fk_deliveries_webhook_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_deliveries")),
+        sa.UniqueConstraint("id", name=op.f("uq_deliveries_id")),
+        sa.UniqueConstraint("webhook_id", "event_id", name=op.f("uq_deliveries_webhook_id_event_id")),
+        sqlite_autoincrement=True,
+    )
+    op.create_index(
+        op.f("ix_deliveries_state_next_attempt_at"), "deliveries", ["state", "next_attempt_at"], unique=False
+    )
+
+
+def _events() -> None:
+    op.create_table(
+        "events",
+        sa.Column("seq", _WHOLE, autoincrement=True, nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("created_at", _WHOLE, nullable=False),
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("level", sa.Text(), nullable=False),
+        sa.Column("type", sa.Text(), nullable=False),
+        sa.Column("message", sa.Text(), nullable=False),
+        sa.Column("data", sa.Text(), nullable=True),
+        sa.Column("step", _WHOLE, nullable=True),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_events_job_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_events")),
+        sa.UniqueConstraint("id", name=op.f("uq_events_id")),
+        sa.UniqueConstraint("job_id", "step", name=op.f("uq_events_job_id_step")),
+        sqlite_autoincrement=True,
+    )
+    op.create_index(op.f("ix_events_job_id_seq"), "events", ["job_id", "seq"], unique=False)
 
 
 def _job_checkpoints() -> None:
