@@ -15,11 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tunesmith.errors import TunesmithError
 from tunesmith.record.audit import AuditEntry
 from tunesmith.record.ids import new_id
+from tunesmith.record.logs import request_id as logged_request_id
 from tunesmith.rest.caller import Caller
 from tunesmith.rest.errors import INTERNAL, WireError, WireFault, wire_error
 from tunesmith.rest.keyring import NOBODY, Keyring, KnownKey
 from tunesmith.rest.ledger import Ledger
 from tunesmith.rest.limits import Allowance, Buckets
+from tunesmith.rest.traffic import Answered, Traffic
 from tunesmith.specs.serving import ServeSpec
 
 #: Answers to anybody, for load balancers; they tell nothing but whether the server works.
@@ -69,8 +71,11 @@ class Guard:
     """
 
     # Without a record, neither uses nor changes are noted: such a server only answers.
-    def __init__(self, app: ASGIApp, spec: ServeSpec, keyring: Keyring, ledger: Ledger | None) -> None:
+    def __init__(
+        self, app: ASGIApp, spec: ServeSpec, keyring: Keyring, ledger: Ledger | None, traffic: Traffic
+    ) -> None:
         self._app = app
+        self._traffic = traffic
         self._keyring = keyring
         self._ledger = ledger
         self._hosts = spec.own_hosts
@@ -88,6 +93,8 @@ class Guard:
             return
         visit = _Visit(Headers(scope=scope), (scope.get("client") or ("",))[0])
         scope.setdefault("state", {})["request_id"] = visit.request_id
+        logged_request_id.set(visit.request_id)
+        began = self._traffic.begin()
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -101,7 +108,9 @@ class Guard:
         try:
             await self._serve(visit, scope, receive, send_marked)
         finally:
-            self._note(visit, scope)
+            route, targets = _route_of(scope), _targets_of(scope)
+            self._traffic.end(Answered(scope["method"], route, visit.status, began, targets, visit.caller))
+            self._note(visit, scope, route, targets)
 
     async def _serve(self, visit: _Visit, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -121,13 +130,16 @@ class Guard:
                 raise
             await wire_error(error).response()(scope, receive, send)
         except Exception:
-            _log.exception("unexpected fault at %s", scope["path"])
+            _log.exception("unexpected fault at %s", _route_of(scope))
             if visit.status is not None:
                 raise
             await INTERNAL.response()(scope, receive, send)
 
     async def _refuse(self, visit: _Visit, scope: Scope) -> WireError | None:
         """Find out who asks; return why they aren't let in, or None."""
+        refusal = self._traffic.refuse(scope["path"])
+        if refusal is not None:
+            return refusal
         is_open_path = scope["path"] in OPEN_PATHS
         # Whether a server is alive is answered without asking the record.
         if not (self._keyring.is_closed if is_open_path else await self._keyring.needs_key()):
@@ -186,7 +198,7 @@ class Guard:
     def _too_large(self) -> WireError:
         return WireError(413, f"The request is larger than {self._max_bytes:,} bytes.", "request_too_large")
 
-    def _note(self, visit: _Visit, scope: Scope) -> None:
+    def _note(self, visit: _Visit, scope: Scope, route: str | None, targets: tuple[str, ...]) -> None:
         """Note the use of the key, and what the audit log is there for."""
         if self._ledger is None:
             return
@@ -198,8 +210,6 @@ class Guard:
                 return
         elif scope["method"] in _READING_METHODS or scope["path"] in _ANSWERING_PATHS:
             return
-        route = getattr(scope.get("route"), "path", None)
-        values = [str(value) for value in scope.get("path_params", {}).values()]
         self._ledger.note(
             AuditEntry(
                 at=int(time.time()),
@@ -207,7 +217,7 @@ class Guard:
                 project_id=None if caller is None else caller.project_id,
                 method=scope["method"],
                 route=route,
-                target=" ".join(value for value in values if _ID.fullmatch(value)) or None,
+                target=" ".join(targets) or None,
                 status=status,
                 request_id=visit.request_id,
             )
@@ -222,6 +232,18 @@ def _refuse_project(headers: Headers, found: KnownKey) -> WireError | None:
     if asked is None or found.project_name is None or asked in own:
         return None
     return WireError(401, "OpenAI-Project header should match project for API key.", "mismatched_project")
+
+
+def _route_of(scope: Scope) -> str | None:
+    """Return the template of the route that answered, None where none did."""
+    found: str | None = getattr(scope.get("route"), "path", None)
+    return found
+
+
+def _targets_of(scope: Scope) -> tuple[str, ...]:
+    """Return the ids in a request's path, and nothing else of it."""
+    values = [str(value) for value in scope.get("path_params", {}).values()]
+    return tuple(value for value in values if _ID.fullmatch(value))
 
 
 def _name(address: str) -> str | None:

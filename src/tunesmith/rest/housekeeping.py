@@ -1,4 +1,4 @@
-"""What a server does now and then: expired files and uploads go, and content that nothing needs any more."""
+"""What a server does beside answering: events go out to webhooks, what has expired and what nothing needs goes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from functools import partial
 
 from tunesmith.errors import StorageError
 from tunesmith.record.blobs import sweep_store
+from tunesmith.record.responses import Responses
+from tunesmith.record.webhooks import Webhooks
+from tunesmith.rest.courier import Courier
 from tunesmith.rest.intake import in_thread
 from tunesmith.rest.platform import Platform
 from tunesmith.runs.model_removal import sweep_models
@@ -22,10 +25,12 @@ _log = logging.getLogger(__name__)
 @asynccontextmanager
 async def keep_house(platform: Platform) -> AsyncIterator[None]:
     """Keep house until the block ends, for the first time right away."""
+    courier = Courier(platform.database)
     task = asyncio.create_task(_keep(platform))
     try:
         yield
     finally:
+        await asyncio.to_thread(courier.close)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
@@ -35,6 +40,8 @@ async def _keep(platform: Platform) -> None:
     jobs: dict[str, Callable[[], int]] = {
         "expired files were deleted": platform.files.delete_expired,
         "uploads expired": platform.uploads.expire,
+        "responses were too old": Responses(platform.database).delete_expired,
+        "deliveries to webhooks were forgotten": Webhooks(platform.database).delete_old,
         "pieces of content that nothing needs were swept": partial(sweep_store, platform.database, platform.store),
         "models that no job lists were removed": partial(sweep_models, platform.home, platform.database),
     }

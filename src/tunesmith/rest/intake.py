@@ -11,6 +11,8 @@ import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import TypeVar
 
 from fastapi import Request
@@ -174,8 +176,8 @@ def too_large(limit_bytes: int) -> WireError:
 
 
 async def in_thread(threads: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
-    """Call a function in one of the file threads."""
-    return await asyncio.get_running_loop().run_in_executor(threads, function)
+    """Call a function in one of the file threads; what it logs bears the request's id."""
+    return await asyncio.get_running_loop().run_in_executor(threads, partial(copy_context().run, function))
 
 
 async def _feed(stream: AsyncIterator[bytes], form: FormReader, limit_bytes: int, threads: ThreadPoolExecutor) -> None:

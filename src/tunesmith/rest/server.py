@@ -7,6 +7,7 @@ import errno
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,6 +18,7 @@ from tunesmith.errors import SpecError
 from tunesmith.record.home import Home
 from tunesmith.rest.app import create_app
 from tunesmith.rest.platform import open_platform
+from tunesmith.rest.traffic import Traffic
 from tunesmith.runs.worker_process import worker_processes
 from tunesmith.serve.answering import EngineLimits
 from tunesmith.serve.catalogue import Catalogue
@@ -27,6 +29,7 @@ from tunesmith.specs.serving import ServeSpec
 _KEEP_ALIVE_SECONDS = 75
 #: How long the last words to callers may take, once their answers were ended.
 _FAREWELL_SECONDS = 5
+_LOOK_SECONDS = 0.05
 
 
 def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] | None = None) -> None:
@@ -60,8 +63,9 @@ def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] |
             max_adapters=spec.max_loaded_adapters,
             max_waiting=spec.max_waiting,
         )
+        app = create_app(pool, spec, open_platform(spec, home, pool))
         config = uvicorn.Config(
-            create_app(pool, spec, open_platform(spec, home, pool)),
+            app,
             loop="asyncio",
             ws="none",
             lifespan="on",
@@ -72,8 +76,14 @@ def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] |
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=spec.shutdown_seconds + _FAREWELL_SECONDS,
         )
-        with _signals_stop_cleanly(), worker_processes(spec.workers) as stop_workers:
-            server = _Server(config, lambda: on_ready and on_ready(address_of(listening)), stop_workers, pool.close)
+        with _signals_stop_cleanly(), worker_processes(spec.workers, spec.log_format) as stop_workers:
+            server = _Server(
+                config,
+                app.state.traffic,
+                on_started=lambda: on_ready and on_ready(address_of(listening)),
+                on_stop=stop_workers,
+                on_late=pool.close,
+            )
             server.run(sockets=[listening])
 
 
@@ -86,16 +96,23 @@ def address_of(listening: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Tells when it answers; at the end, ends the answers that take too long with a word to their callers."""
+    """Tells when it answers; at the end, finishes what it has begun.
+
+    While answers still grow, new requests are refused with a word on when to come back. Answers that take too long are
+    ended with a word to their callers.
+    """
 
     def __init__(
         self,
         config: uvicorn.Config,
+        traffic: Traffic,
+        *,
         on_started: Callable[[], object],
         on_stop: Callable[[], object],
         on_late: Callable[[], object],
     ) -> None:
         super().__init__(config)
+        self._traffic = traffic
         self._on_started = on_started
         self._on_stop = on_stop
         self._on_late = on_late
@@ -106,14 +123,27 @@ class _Server(uvicorn.Server):
             self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._on_stop()
+        self._traffic.is_stopping = True
         loop = asyncio.get_running_loop()
+        # Workers keep their jobs' work meanwhile.
+        stopping = loop.run_in_executor(None, self._on_stop)
         patience_seconds = (self.config.timeout_graceful_shutdown or 0) - _FAREWELL_SECONDS
-        late = loop.call_later(patience_seconds, lambda: loop.run_in_executor(None, self._on_late))
-        try:
-            await super().shutdown(sockets)
-        finally:
-            late.cancel()
+        give_up = time.monotonic() + patience_seconds + _FAREWELL_SECONDS
+        if not await self._drained(patience_seconds):
+            late = loop.run_in_executor(None, self._on_late)
+            await self._drained(_FAREWELL_SECONDS)
+            await asyncio.wait({late}, timeout=max(0.0, give_up - time.monotonic()))
+        await stopping
+        # For connections whose callers are slow to read the last words.
+        self.config.timeout_graceful_shutdown = max(1, round(give_up - time.monotonic()))
+        await super().shutdown(sockets)
+
+    async def _drained(self, patience_seconds: float) -> bool:
+        """Wait until nothing is being answered; a second Ctrl-C ends the wait."""
+        give_up = time.monotonic() + patience_seconds
+        while self._traffic.in_flight and time.monotonic() < give_up and not self.force_exit:
+            await asyncio.sleep(_LOOK_SECONDS)
+        return not self._traffic.in_flight
 
 
 def _listen(host: str, port: int) -> socket.socket:

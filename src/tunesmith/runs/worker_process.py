@@ -15,6 +15,7 @@ from types import FrameType
 from tunesmith.record.database import Database
 from tunesmith.record.home import Home
 from tunesmith.runs.worker import Worker, WorkerSettings
+from tunesmith.specs.serving import LogFormat
 
 __all__ = ["WorkerProcess", "WorkerSettings", "run_worker", "worker_processes"]
 
@@ -55,14 +56,15 @@ class WorkerProcess:
 
     Args:
         environment: its variables; this process's own by default.
+        log_format: how it logs.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None, log_format: LogFormat = "text") -> None:
         reading, self._writing = os.pipe()
         variables = {**(os.environ if environment is None else environment), _WITH_PARENT: str(reading)}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tunesmith", "worker"],
+                [sys.executable, "-m", "tunesmith", "worker", "--log-format", log_format],
                 stdin=subprocess.DEVNULL,
                 env=variables,
                 pass_fds=(reading,),
@@ -94,13 +96,17 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker_processes(count: int) -> Iterator[Callable[[], None]]:
+def worker_processes(count: int, log_format: LogFormat = "text") -> Iterator[Callable[[], None]]:
     """Keep so many workers running while the block does; one that ends by itself is replaced.
 
     Yields what asks them to stop, which takes a while; the block's end asks too, and waits.
+
+    Args:
+        count: how many.
+        log_format: how they log.
     """
     has_ended = threading.Event()
-    running = [WorkerProcess() for _ in range(count)]
+    running = [WorkerProcess(log_format=log_format) for _ in range(count)]
 
     def replace() -> None:
         while not has_ended.wait(_REPLACE_SECONDS):
@@ -108,7 +114,7 @@ def worker_processes(count: int) -> Iterator[Callable[[], None]]:
                 if not one.is_running and not has_ended.is_set():
                     _log.warning("a worker has ended; another one starts")
                     one.wait()
-                    running[number] = WorkerProcess()
+                    running[number] = WorkerProcess(log_format=log_format)
 
     keeper = threading.Thread(target=replace, name="workers", daemon=True)
     keeper.start()

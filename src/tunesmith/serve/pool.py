@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tunesmith.errors import ModelError, RequestError
+from tunesmith.models.encoder import load_embedded_encoder
 from tunesmith.models.load import DtypeName
 from tunesmith.models.quantised import Nf4
 from tunesmith.models.resolve import resolve_base
@@ -22,8 +23,10 @@ from tunesmith.models.versions import find_version
 from tunesmith.record.home import Home
 from tunesmith.serve.answering import EngineLimits, OpenModel, open_base, open_model, open_version
 from tunesmith.serve.catalogue import Catalogue, ServedModel, Weights
+from tunesmith.serve.embedding import Embedder
 from tunesmith.serve.shelf import Place, Shelf
 from tunesmith.serve.turns import Turns
+from tunesmith.serve.used import UsedTokens
 from tunesmith.serve.worker import Worker
 
 #: How long somebody waits for room before something that is in use is closed to new users.
@@ -103,6 +106,10 @@ class ModelPool:
         self._max_waiting = max_waiting
         self._patience_seconds = patience_seconds
         self._turns = Turns()
+        #: Computes embeddings, with encoders that stay in memory.
+        self.embedder = Embedder(load_embedded_encoder, turns=self._turns, max_waiting=max_waiting)
+        #: Tokens that all models together have read and written.
+        self.used = UsedTokens()
         self._lock = threading.Lock()
         self._bases: Shelf[Weights, Worker] = Shelf(
             max_loaded,
@@ -129,6 +136,13 @@ class ModelPool:
         """The versions in memory beside their bases, or about to be; of each base, the least recently used first."""
         with self._lock:
             return [model.name for versions in self._versions.values() for model in versions.keys]
+
+    @property
+    def unfinished(self) -> int:
+        """Answers that wait or grow, of all models in memory."""
+        with self._lock:
+            ready = [base.ready for base in self._versions if base.ready.done() and base.ready.exception() is None]
+        return sum(one.result().unfinished for one in ready)
 
     def lease(self, model: ServedModel) -> Lease:
         """Ask for a model to be in memory. Doesn't wait; release the lease in any case.
@@ -161,6 +175,7 @@ class ModelPool:
         """Fail what isn't answered and free all models."""
         with self._lock:
             self._is_closed = True
+        self.embedder.close()
         self._base_loader.shutdown(wait=True)
         self._adapter_loader.shutdown(wait=True)
         with self._lock:
@@ -199,7 +214,7 @@ class ModelPool:
             if self._is_closed:
                 raise _stopping()
             opened = self._open(base.key)
-            worker = Worker(opened, max_waiting=self._max_waiting, turns=self._turns)
+            worker = Worker(opened, max_waiting=self._max_waiting, turns=self._turns, used=self.used)
         # Told to everybody who waits for the model; the next request tries again.
         except Exception as error:
             _note(base.key.name, error)

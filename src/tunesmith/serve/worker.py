@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from tunesmith.errors import RequestError, TunesmithError
 from tunesmith.generate.request import Delta, Request, ScoreDone, ScoreRequest
 from tunesmith.serve.answering import OpenModel
 from tunesmith.serve.turns import Turns
+from tunesmith.serve.used import UsedTokens
 
 #: Hears what becomes of one request of a ticket: its index, and a delta, its score, or the error that ended it. Called
 #: from the worker's thread, so it must return at once and never raise.
@@ -58,17 +60,20 @@ class Worker:
         opened: the model; its engine belongs to this worker from now on.
         max_waiting: requests beyond the engine's batch that may wait.
         turns: shared with the workers of other models.
+        used: where tokens are counted.
     """
 
-    def __init__(self, opened: OpenModel, *, max_waiting: int, turns: Turns) -> None:
+    def __init__(self, opened: OpenModel, *, max_waiting: int, turns: Turns, used: UsedTokens | None = None) -> None:
         self.opened = opened
         self._capacity = opened.limits.max_batch + max_waiting
         self._turns = turns
+        self._used = used or UsedTokens()
         self._wake = threading.Condition()
         self._inbox: list[Ticket | _Errand] = []
         self._unfinished = 0
         self._is_closing = False
         self._owners: dict[int, Ticket] = {}  # by the engine's request id; used by the worker's thread alone
+        self._steps: Counter[int] = Counter()  # of each request in flight; each gave a token at least
         self._thread = threading.Thread(target=self._run, name=f"answer {opened.name}", daemon=True)
         self._thread.start()
 
@@ -181,6 +186,7 @@ class Worker:
                 for request_id in ticket.running:
                     self.opened.engine.cancel(request_id)
                     del self._owners[request_id]
+                    self._steps.pop(request_id, None)
                 # A ticket that is cancelled before it was started comes twice.
                 self._release(len(ticket.running) if ticket.is_started else len(ticket.requests))
                 ticket.running.clear()
@@ -202,6 +208,8 @@ class Worker:
             return
         ticket.running[request_id] = index
         self._owners[request_id] = ticket
+        read = len(request.prompt_ids) + (len(request.continuation_ids) if isinstance(request, ScoreRequest) else 0)
+        self._used.add(prompt_tokens=read)
 
     def _fault(self, error: Exception) -> TunesmithError:
         """Return what callers are told: their own fault as it is, ours without its trace, which is logged."""
@@ -215,15 +223,28 @@ class Worker:
     def _tell(self, event: Delta | ScoreDone) -> None:
         ticket = self._owners[event.request_id]
         index = ticket.running[event.request_id]
+        self._count(event)
         if isinstance(event, ScoreDone) or event.completion is not None:
             del ticket.running[event.request_id], self._owners[event.request_id]
             self._release(1)
         if not ticket.is_cancelled:
             ticket.listener(index, event)
 
+    def _count(self, event: Delta | ScoreDone) -> None:
+        """Count what a step wrote: one token, and at the end as many more as there were."""
+        if isinstance(event, ScoreDone):
+            return
+        if event.completion is None:
+            self._steps[event.request_id] += 1
+            self._used.add(answer_tokens=1)
+        else:
+            told = self._steps.pop(event.request_id, 0)
+            self._used.add(answer_tokens=max(0, event.completion.completion_tokens - told))
+
     def _fail_all(self, error: TunesmithError) -> None:
         """End every request that was started with `error`."""
         owners, self._owners = self._owners, {}
+        self._steps.clear()
         self._release(len(owners))
         for request_id, ticket in owners.items():
             index = ticket.running.pop(request_id)

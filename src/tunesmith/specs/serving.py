@@ -18,6 +18,9 @@ KEY_VARIABLE = "TUNESMITH_API_KEY"
 Backend = Literal["torch", "vllm"]
 
 _ALIAS = re.compile(r"[!-~]{1,100}")
+#: How a process writes what it logs.
+LogFormat = Literal["text", "json"]
+
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -97,6 +100,11 @@ class ServeSpec(Spec):
     )
     shutdown_seconds: int = Field(
         20, ge=1, le=3600, description="How long answers in progress may still take when the server is stopped."
+    )
+    log_format: LogFormat = Field(
+        "text",
+        description="How the server and its workers log, on standard error: lines for people, or a JSON object a line. "
+        "Neither holds keys, or text of requests and answers.",
     )
 
     @field_validator("api_keys")
