@@ -35,8 +35,27 @@ else:
 #: Doors don't import each other; `tunesmith serve` opens this one by its name, as a user of Python would.
 rest_server: Any = _Later("tunesmith.rest.server")
 
+rest_webhooks: Any = _Later("tunesmith.rest.webhook_sending")
+
 #: The record comes with SQLAlchemy.
 access_record: Any = _Later("tunesmith.record.access")
+backup_record: Any = _Later("tunesmith.record.backup")
 database_record: Any = _Later("tunesmith.record.database")
+restore_record: Any = _Later("tunesmith.record.restore")
+store_record: Any = _Later("tunesmith.record.store")
+webhook_record: Any = _Later("tunesmith.record.webhooks")
 
-__all__ = ["access_record", "api", "arms", "database_record", "rest_server", "side_by_side", "worker_process"]
+__all__ = [
+    "access_record",
+    "api",
+    "arms",
+    "backup_record",
+    "database_record",
+    "rest_server",
+    "rest_webhooks",
+    "restore_record",
+    "side_by_side",
+    "store_record",
+    "webhook_record",
+    "worker_process",
+]

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from tunesmith import __version__
-from tunesmith.cli import keys, models, runs
+from tunesmith.cli import keys, models, runs, webhooks
+from tunesmith.cli.backup import backup, restore
 from tunesmith.cli.chat import chat
 from tunesmith.cli.check import check
 from tunesmith.cli.demo import demo
@@ -41,6 +42,9 @@ app.command("worker", rich_help_panel=_USE)(worker)
 app.add_typer(models.app, name="models", rich_help_panel=_KEEP)
 app.add_typer(runs.app, name="runs", rich_help_panel=_KEEP)
 app.add_typer(keys.app, name="keys", rich_help_panel=_KEEP)
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel=_KEEP)
+app.command("backup", rich_help_panel=_KEEP)(backup)
+app.command("restore", rich_help_panel=_KEEP)(restore)
 
 
 def _version(asked: bool) -> None:

@@ -12,6 +12,7 @@ from tunesmith.cli.options import Json, nested, takes_settings
 from tunesmith.cli.screen import Screen
 from tunesmith.cli.show_result import show_client
 from tunesmith.record.home import Home
+from tunesmith.record.logs import set_up_logs
 from tunesmith.specs.serving import ServeSpec, keys_from
 
 _NAMES_SHOWN = 8
@@ -36,6 +37,7 @@ _EMBEDDED = "smollm2-135m"
         "max_waiting": "--max-waiting",
         "allowed_hosts": "--allowed-host",
         "workers": "--workers",
+        "log_format": "--log-format",
     },
     panel="Settings",
 )
@@ -43,6 +45,7 @@ def serve(settings: dict[str, Any], json: Json = False) -> None:
     """Answer with bases and tuned models behind OpenAI's API, until stopped with Ctrl-C."""
     settings.setdefault("api_keys", keys_from(os.environ))
     spec = ServeSpec.parse(nested(settings))
+    set_up_logs(spec.log_format, [key.get_secret_value() for key in spec.api_keys])
     home = Home.from_environment()
     screen = Screen(json=json)
     names = list(spec.models) or [*(version.name for version in api.list_models(home)), _EMBEDDED]

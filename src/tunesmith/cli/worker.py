@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated
 
 import typer
@@ -12,6 +11,8 @@ from tunesmith.cli.engine_room import worker_process
 from tunesmith.cli.options import Json
 from tunesmith.cli.screen import Screen
 from tunesmith.record.home import Home
+from tunesmith.record.logs import set_up_logs
+from tunesmith.specs.serving import LogFormat
 
 
 def worker(
@@ -22,13 +23,17 @@ def worker(
             help="A device to train on, such as cpu or cuda:0; give it again for more. Without it: what is there.",
         ),
     ] = None,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option("--log-format", help="Log lines for people, or a JSON object a line, on standard error."),
+    ] = "text",
     json: Json = False,
 ) -> None:
     """Work on fine-tuning jobs from the server's queue, until stopped with Ctrl-C.
 
     `tunesmith serve` starts one worker by itself. More may run anywhere that shares its database and its file store.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    set_up_logs(log_format)
     screen = Screen(json=json)
     told: dict[str, str | None] = {"worker": None}
 

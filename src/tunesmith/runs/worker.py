@@ -23,6 +23,7 @@ from tunesmith.record.database import Database
 from tunesmith.record.home import Home
 from tunesmith.record.job_leases import Lease, Work, beat, claim, find_work, leases
 from tunesmith.record.jobs import Job, get_job
+from tunesmith.record.workers import forget_worker, show_worker
 from tunesmith.runs.devices import devices_here, hold
 from tunesmith.runs.exit_codes import CRASHED
 from tunesmith.runs.job_endings import conclude, take_back
@@ -36,6 +37,8 @@ _log = logging.getLogger(__name__)
 #: Not for attempts: they ask no server and answer nobody.
 _SECRETS = (KEY_VARIABLE,)
 _LOGS_KEPT = 5
+#: How often a worker shows that it is there, also when it has nothing to do.
+_SHOW_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class Worker:
         self._seen: dict[str, tuple[Lease, float]] = {}
         self._wake = threading.Event()
         self._is_stopping = False
+        self._show_at = 0.0
         self._has_ended = threading.Event()
 
     def stop(self) -> None:
@@ -110,7 +114,7 @@ class Worker:
             for one in self._children():
                 one.kill()
             self._has_ended.set()
-            beats.join(timeout=self._settings.beat_seconds)
+            beats.join(timeout=max(1.0, self._settings.beat_seconds))
 
     def _turn(self) -> None:
         """Do what there is to do now; what the record can't be asked about now is done in a later turn."""
@@ -240,18 +244,27 @@ class Worker:
     # Beats.
 
     def _beat_on(self) -> None:
-        while not self._has_ended.wait(self._settings.beat_seconds):
+        # At once for the first time, so that others see that there is a worker.
+        wait_seconds = 0.0
+        while not self._has_ended.wait(wait_seconds):
+            wait_seconds = self._settings.beat_seconds
             with _passing_refusals():
                 self._beat()
+        with _passing_refusals(), self._beating.write() as connection:
+            forget_worker(connection, self.owner)
 
     def _beat(self) -> None:
         """Say that this worker is alive, and tell the guards; end attempts whose jobs aren't theirs any more."""
         running, validation = list(self._running), self._validation
-        if not running and validation is None:
-            return
         moment = steady_seconds()
+        shows = moment >= self._show_at
+        if not running and validation is None and not shows:
+            return
         with self._beating.write() as connection:
+            if shows:
+                show_worker(connection, self.owner)
             held = beat(connection, self.owner)
+        self._show_at = moment + _SHOW_SECONDS if shows else self._show_at
         if validation is not None:
             validation.confirm(moment)
         for one in running:
