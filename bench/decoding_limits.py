@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.generate.linear_map import Product
+from tunesmith.generate.products import Product
 from tunesmith.models.size import ModelSize, model_size
 
 _DTYPE = torch.bfloat16

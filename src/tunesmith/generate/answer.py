@@ -43,7 +43,7 @@ class Answer:
         self._renderer = renderer
         self._end_ids = end_ids
         self.limit_tokens = limit_tokens
-        self._stream = TextStream(renderer, request.sampling.stop, request.shown_ids)
+        self._stream = TextStream(renderer, request.sampling.stop, request.shown_ids, is_middle=request.is_middle)
         self._started = time.perf_counter()
         self._logprobs: list[TokenLogprob] = []
         #: Tokens whose text isn't given out yet, each with the place in the text at which it begins.

@@ -277,20 +277,22 @@ class Engine(Decoder):
                 targets += own
                 scored.append((one, one.job, len(own)))
             start += count
-        logprobs, is_likeliest = (
+        logprobs, is_likeliest, top = (
             token_scores(
                 hidden.index_select(0, torch.tensor(rows, device=self._device)),
                 targets,
                 self._forward.logits,
                 self._vocabulary,
+                max(job.top for _, job, _ in scored),
             )
             if targets
-            else ([], [])
+            else ([], [], [])
         )
         done, begin = [], 0
         for one, job, count in scored:
-            job.take(logprobs[begin : begin + count], is_likeliest[begin : begin + count])
-            begin += count
+            end = begin + count
+            job.take(logprobs[begin:end], is_likeliest[begin:end], top[begin:end])
+            begin = end
             if job.score is not None:
                 self.cancel(one.request_id)
                 done.append(ScoreDone(job.request_id, job.score))

@@ -91,7 +91,7 @@ def exchange(model: PreTrainedModel, step: Step, *, pack: bool, free: bool) -> E
     if free:
         for name, made in found.maps.items():
             plain = model.get_submodule(name)
-            if type(plain) in (nn.Linear, Conv1D) and made.product is not None and made.product.is_copy:
+            if type(plain) in (nn.Linear, Conv1D) and made.is_copy:
                 plain.weight = nn.Parameter(torch.empty(0, dtype=plain.weight.dtype), requires_grad=False)
     return found
 

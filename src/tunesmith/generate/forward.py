@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tunesmith.generate.exchange import Exchanged, exchange
 from tunesmith.generate.lean_layer import Step
-from tunesmith.generate.linear_map import AdapterRows, Product
+from tunesmith.generate.linear_map import AdapterRows
+from tunesmith.generate.products import product_of
 from tunesmith.models.adapters.frozen import weight_of
 from tunesmith.models.attention import Layout
 from tunesmith.models.load import LoadedModel
@@ -42,7 +43,7 @@ class Forward:
             self._exchanged: Exchanged = exchange(loaded.model, self._step, pack=pack, free=owned)
             self._projection = Projection.of(loaded.model)
             head = self._projection.weight
-            self._head = Product(head, self._projection.bias, pack=pack) if head.dtype == loaded.dtype else None
+            self._head = product_of(head, self._projection.bias, pack=pack) if head.dtype == loaded.dtype else None
 
     @classmethod
     def of(cls, loaded: LoadedModel, *, owned: bool) -> Forward:
@@ -107,8 +108,7 @@ class Forward:
         """Map (M, H) hidden states to (M, V) logits in at least float32."""
         if self._head is None:
             return self._projection.logits(hidden)
-        out = self._head(hidden)
-        out = out.to(torch.promote_types(out.dtype, torch.float32))
+        out = self._head.wide(hidden)
         self._projection.shape(out)
         return out
 

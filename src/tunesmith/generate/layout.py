@@ -1,7 +1,8 @@
 """Attention of one step of the generator: one new token of each growing answer, then chunks of prompts.
 
-Everything that doesn't depend on the layer is made once a step. Rows that decode attend to pages where these lie
-(see `generate.decoding`); chunks of prompts gather their pages, which is little beside their own work
+Everything that doesn't depend on the layer is made once a step, when a layer first asks for it. Lean layers in bf16 go
+through the kernels where there are some (see `generate.native`). Elsewhere, rows that decode attend to pages where
+these lie (see `generate.decoding`), and chunks of prompts gather their pages, which is little beside their own work
 (see `generate.chunks`).
 """
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from tunesmith.generate.chunks import Piece, PromptChunks
 from tunesmith.generate.decoding import DecodingRows
+from tunesmith.generate.native.attention import NativeAttention
+from tunesmith.generate.native.calls import kernels
 from tunesmith.generate.pages import PAGE_TOKENS, PageMemory, pages_for
 
 
@@ -36,9 +39,10 @@ class StepLayout:
     ) -> None:
         self._memory = memory
         self._device = device
+        self._pieces = (*decoding, *chunks)
         self._rows = DecodingRows([piece.pages for piece in decoding], [p.position for p in decoding], device)
         self._chunks = PromptChunks(chunks, device)
-        pieces = [*decoding, *chunks]
+        pieces = self._pieces
         positions = np.concatenate([np.arange(p.position, p.position + p.length) for p in pieces])
         pages = np.concatenate([_pages_of(piece) for piece in pieces])
         # CPUs multiply a single row by another kernel, whose sums round differently; with two rows the results are
@@ -51,6 +55,48 @@ class StepLayout:
         self.positions = where[0]
         self._pages, self._offsets = where[1], where[0] % PAGE_TOKENS
         self._written: dict[int, Tensor] = {}
+        self._native: NativeAttention | None = None
+
+    def attend_natively(
+        self,
+        layer: int,
+        together: Tensor,
+        heads: int,
+        rotation: tuple[Tensor, Tensor],
+        *,
+        scale: float,
+        window_tokens: int | None,
+    ) -> Tensor:
+        """Do what `attend` does, and turn queries and keys by their positions before, all in the kernels.
+
+        Args:
+            layer: index of the layer, from 0.
+            together: (T, heads + 2 K, D), queries, keys and values in bf16; it is changed.
+            heads: how many are queries.
+            rotation: cosines, and sines whose first half has its sign turned, (T, 1, D).
+            scale: factor on the scores.
+            window_tokens: a token sees itself and at most `window_tokens - 1` tokens before it; None: all.
+
+        Returns:
+            (T, heads x D).
+        """
+        if self._native is None:
+            self._native = self._make_native()
+        key_heads, size = (together.shape[1] - heads) // 2, together.shape[2]
+        keys, values = self._memory.layer(layer, together.new_empty(key_heads, 0, size))
+        return self._native.attend(together, heads, rotation, keys, values, scale, window_tokens)
+
+    def _make_native(self) -> NativeAttention:
+        found = kernels()
+        assert found is not None
+        lengths = [piece.length for piece in self._pieces]
+        firsts = np.cumsum([0, *lengths[:-1]]).tolist()
+        places = [(first, piece.position, piece.length) for first, piece in zip(firsts, self._pieces, strict=True)]
+        pages = [piece.pages[: pages_for(piece.position + piece.length)] for piece in self._pieces]
+        if self.padding:
+            places.append((1, *places[0][1:]))
+            pages.append(pages[0])
+        return NativeAttention(found, pages, places, self._pages * PAGE_TOKENS + self._offsets)
 
     def attend(
         self,

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.generate.layout import StepLayout
 from tunesmith.generate.linear_map import AdapterRows, LinearMap
+from tunesmith.generate.native.attention import can_attend
+from tunesmith.generate.native.calls import LANES, Kernels, kernels_for
 from tunesmith.models.attention import Layout
 
 Norm = Callable[[Tensor], Tensor]
@@ -79,6 +82,11 @@ class LeanLayer:
         config = attention.config
         self._query_heads: int = config.num_attention_heads
         self._key_heads: int = config.num_key_value_heads
+        self._is_native = (
+            self._qkv.native is not None
+            and call.softcap is None
+            and can_attend(self._query_heads, self._key_heads, self._head_size)
+        )
         self._before = norm_of(module.input_layernorm)  # type: ignore[arg-type]
         if hasattr(module, "pre_feedforward_layernorm"):  # Gemma normalises what a part gives, too
             self._after: Norm | None = norm_of(module.post_attention_layernorm)  # type: ignore[arg-type]
@@ -118,14 +126,17 @@ class LeanLayer:
         """Map (T, H) to (T, query heads x D)."""
         heads, keys = self._query_heads, self._key_heads
         together = self._qkv(x, self._step.rows).view(len(x), heads + 2 * keys, self._head_size)
+        layout = self._step.layout
+        assert layout is not None
+        if self._is_native and isinstance(layout, StepLayout):
+            return self._attend_natively(together, rotation, layout)
         if self._query_norm is None or self._key_norm is None:
             rotated = _rotated(together[:, : heads + keys], rotation)
             query, key = rotated[:, :heads], rotated[:, heads:]
         else:
             query = _rotated(self._query_norm(together[:, :heads]), rotation)
             key = _rotated(self._key_norm(together[:, heads : heads + keys]), rotation)
-        assert self._step.layout is not None
-        attended = self._step.layout.attend(
+        attended = layout.attend(
             self._call.layer,
             query.transpose(0, 1).unsqueeze(0),
             key.transpose(0, 1).unsqueeze(0),
@@ -135,6 +146,17 @@ class LeanLayer:
             softcap=self._call.softcap,
         )
         return attended.reshape(len(x), -1)
+
+    def _attend_natively(self, together: Tensor, rotation: Rotation, layout: StepLayout) -> Tensor:
+        """Map (T, all heads, D), which is changed, to (T, query heads x D)."""
+        heads, keys = self._query_heads, self._key_heads
+        if self._query_norm is not None and self._key_norm is not None:
+            query, key = together[:, :heads], together[:, heads : heads + keys]
+            query.copy_(self._query_norm(query))
+            key.copy_(self._key_norm(key))
+        return layout.attend_natively(
+            self._call.layer, together, heads, rotation, scale=self._call.scale, window_tokens=self._call.window_tokens
+        )
 
 
 class GatedMlp:
@@ -166,9 +188,12 @@ class GatedMlp:
     def _inner(self, x: Tensor) -> Tensor:
         gate, up, _ = self.maps
         rows = self._step.rows
-        if self._is_silu and gate.is_bare(rows) and up.is_bare(rows):
-            assert gate.product is not None and up.product is not None
-            return up.product.combined(x, gate.product(x, "swish"), "mul")
+        if self._is_silu:
+            bare = gate.bare(rows), up.bare(rows)
+            if bare[0] is not None and bare[1] is not None:
+                return bare[0].gated(x, bare[1])  # type: ignore[arg-type]
+            if gate.native is not None and up.native is not None:
+                return gate.native.kernels.gate(gate(x, rows), up(x, rows))
         active: Tensor = self._act(gate(x, rows))
         return active.mul_(up(x, rows))
 
@@ -188,12 +213,27 @@ def norm_of(module: nn.Module) -> Norm:
     def adding_one(x: Tensor) -> Tensor:
         return nn.functional.rms_norm(x.to(factor.dtype), size, factor, epsilon).to(x.dtype)
 
+    forms: list[Norm] = [plain, adding_one]
+    kernels = kernels_for(weight)
+    if kernels is not None and size[0] % LANES == 0:
+        forms = [native_norm(kernels, f, epsilon) for f in (weight.detach().float(), factor)] + forms
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(4, *size, generator=generator).mul_(3).to(weight.device, weight.dtype)
     expected = module(probe)
     tolerance = 8 * torch.finfo(weight.dtype).eps
-    forms: tuple[Norm, ...] = (plain, adding_one)
     return next((f for f in forms if torch.allclose(f(probe), expected, rtol=tolerance, atol=tolerance)), module)
+
+
+def native_norm(kernels: Kernels, factors: Tensor, epsilon: float) -> Norm:
+    """Return a normalisation of (M, [heads,] size) by the kernels."""
+
+    def normalised(x: Tensor) -> Tensor:
+        has_gaps = x.stride(-1) != 1 or (x.dim() == 3 and x.stride(1) != x.shape[2])
+        out = torch.empty(x.shape, dtype=x.dtype)
+        kernels.norm(x.contiguous() if has_gaps else x, factors, epsilon, out)
+        return out
+
+    return normalised
 
 
 def _optional_norm(module: nn.Module, name: str) -> Norm | None:

@@ -122,10 +122,11 @@ class OneByOne(Decoder):
         if count == 0:
             return Score((), ())
         hidden = self._hidden([*request.prompt_ids, *request.continuation_ids[:-1]], None)[-count:]
-        logprobs, is_likeliest = token_scores(
-            hidden, request.continuation_ids, self._projection.logits, self._projection.weight.shape[0]
+        vocabulary = self._projection.weight.shape[0]
+        logprobs, is_likeliest, top = token_scores(
+            hidden, request.continuation_ids, self._projection.logits, vocabulary, request.top
         )
-        return Score(tuple(logprobs), tuple(is_likeliest))
+        return Score(tuple(logprobs), tuple(is_likeliest), tuple(top))
 
     def _hidden(self, tokens: list[int], cache: Any) -> Tensor:
         """Return the last hidden states (T, H) of tokens behind those in `cache`, which may be None.

@@ -13,13 +13,15 @@ class Request:
     """One answer to one prompt; `sampling.n` answers are that many requests, see `expand`.
 
     `adapter` names one that the decoder was given; None: the model as it was loaded. `shown_ids` are special tokens
-    that stay in the answer's text: marks of tool calls.
+    that stay in the answer's text: marks of tool calls. `is_middle` says that the answer goes on with the prompt's
+    text, so that a space before its first word counts.
     """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingSpec
     adapter: str | None = None
     shown_ids: frozenset[int] = frozenset()
+    is_middle: bool = False
 
     def expand(self) -> list[Request]:
         """Return one request for each of the `n` answers; a given seed is counted up."""
@@ -35,19 +37,27 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """How likely `continuation_ids` are after `prompt_ids`, which hold at least one token."""
+    """How likely `continuation_ids` are after `prompt_ids`, which hold at least one token.
+
+    `top` asks for so many of the likeliest tokens at each place.
+    """
 
     prompt_ids: tuple[int, ...]
     continuation_ids: tuple[int, ...]
     adapter: str | None = None
+    top: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The natural log-probability of each token of a continuation, and whether it is the likeliest at its place."""
+    """The natural log-probability of each token of a continuation, and whether it is the likeliest at its place.
+
+    `top` holds the likeliest tokens at each place with theirs, as many as were asked for; the likeliest comes first.
+    """
 
     logprobs: tuple[float, ...]
     is_likeliest: tuple[bool, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     @property
     def total(self) -> float:

@@ -21,6 +21,9 @@ class Scoring:
         self._targets = request.continuation_ids
         self._logprobs: list[float] = []
         self._is_likeliest: list[bool] = []
+        self._top: list[tuple[tuple[int, float], ...]] = []
+        #: How many of the likeliest tokens are wanted at each place.
+        self.top = request.top
 
     @property
     def next_position(self) -> int:
@@ -31,17 +34,21 @@ class Scoring:
         """Return the tokens that the positions from `next_position` up to `end` are scored on."""
         return self._targets[len(self._logprobs) : max(0, end - self._prompt_tokens + 1)]
 
-    def take(self, logprobs: Texts[float], is_likeliest: Texts[bool]) -> None:
-        """Add what is known of the next tokens."""
+    def take(
+        self, logprobs: Texts[float], is_likeliest: Texts[bool], top: Texts[tuple[tuple[int, float], ...]]
+    ) -> None:
+        """Add what is known of the next tokens; `top` may hold more of the likeliest than are wanted, or nothing."""
         self._logprobs += logprobs
         self._is_likeliest += is_likeliest
+        if self.top:
+            self._top += [likeliest[: self.top] for likeliest in top]
 
     @property
     def score(self) -> Score | None:
         """The score, once it is complete."""
         if len(self._logprobs) < len(self._targets):
             return None
-        return Score(tuple(self._logprobs), tuple(self._is_likeliest))
+        return Score(tuple(self._logprobs), tuple(self._is_likeliest), tuple(self._top))
 
 
 @dataclass(eq=False, slots=True)

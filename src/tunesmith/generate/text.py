@@ -14,13 +14,21 @@ class TextStream:
         renderer: knows the tokens' bytes.
         stop: texts that end the answer; neither they nor what follows them is given out. Empty ones end nothing.
         shown_ids: special tokens that are part of the text, by their names.
+        is_middle: whether the text goes on with another, so that a space before its first word counts.
     """
 
-    def __init__(self, renderer: ChatRenderer, stop: tuple[str, ...], shown_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        renderer: ChatRenderer,
+        stop: tuple[str, ...],
+        shown_ids: frozenset[int] = frozenset(),
+        *,
+        is_middle: bool = False,
+    ) -> None:
         self._renderer = renderer
         self._hidden_ids = renderer.special_ids - shown_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._drops_space = renderer.drops_first_space
+        self._drops_space = renderer.drops_first_space and not is_middle
         self._stop = tuple(filter(None, stop))
         self._held = ""
         self.text = ""

@@ -81,14 +81,14 @@ def structured_outputs(output: OutputSpec) -> dict[str, Any]:
             return {"choice": list(output.choices)}
 
 
-def score_body(model: str, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> dict[str, Any]:
+def score_body(model: str, prompt_ids: Sequence[int], continuation_ids: Sequence[int], top: int = 0) -> dict[str, Any]:
     """Return the body of a request for the log-probabilities of a continuation; one token is generated besides."""
     return {
         "model": model,
         "prompt": [*prompt_ids, *continuation_ids],
         "max_tokens": 1,
         "temperature": 0.0,
-        "prompt_logprobs": 0,
+        "prompt_logprobs": top,
         "ignore_eos": True,
     }
 
@@ -112,17 +112,25 @@ def choices_of(choice: Mapping[str, Any], top_logprobs: int) -> list[Choice]:
 
 
 def continuation_scores(
-    prompt_logprobs: Sequence[Mapping[str, Any] | None], continuation_ids: Sequence[int]
-) -> tuple[tuple[float, ...], tuple[bool, ...]]:
-    """Return log-probability, and whether it is the likeliest, of each token of a continuation.
+    prompt_logprobs: Sequence[Mapping[str, Any] | None], continuation_ids: Sequence[int], top: int = 0
+) -> tuple[tuple[float, ...], tuple[bool, ...], tuple[tuple[tuple[int, float], ...], ...]]:
+    """Return log-probability, and whether it is the likeliest, of each token of a continuation; and the likeliest.
 
     Args:
         prompt_logprobs: vLLM's, one entry for each token of prompt and continuation, by token id.
         continuation_ids: the last of those tokens.
+        top: how many of the likeliest tokens were asked for.
     """
     scored = prompt_logprobs[len(prompt_logprobs) - len(continuation_ids) :]
     entries = [(entry or {})[str(token_id)] for entry, token_id in zip(scored, continuation_ids, strict=True)]
-    return tuple(float(entry["logprob"]) for entry in entries), tuple(entry["rank"] == 1 for entry in entries)
+    logprobs = tuple(float(entry["logprob"]) for entry in entries)
+    likeliest = tuple(_likeliest(one or {}, top) for one in scored) if top else ()
+    return logprobs, tuple(entry["rank"] == 1 for entry in entries), likeliest
+
+
+def _likeliest(entry: Mapping[str, Any], top: int) -> tuple[tuple[int, float], ...]:
+    ranked = sorted(entry.items(), key=lambda pair: int(pair[1]["rank"]))
+    return tuple((int(token_id), float(facts["logprob"])) for token_id, facts in ranked[:top])
 
 
 def _id_of(name: str) -> int:

@@ -215,7 +215,8 @@ class VllmDecoder(Decoder):
         model = self._server.model_name(request.adapter)
         self._flying.add(request_id)
         if isinstance(request, ScoreRequest):
-            self._server.client.call(request_id, score_body(model, request.prompt_ids, request.continuation_ids))
+            body = score_body(model, request.prompt_ids, request.continuation_ids, request.top)
+            self._server.client.call(request_id, body)
             return
         limit = min(request.sampling.max_completion_tokens, self._most_tokens - len(request.prompt_ids))
         body = completion_body(model, request.prompt_ids, request.sampling, limit_tokens=limit, end_ids=self._end_ids)
@@ -246,7 +247,8 @@ class VllmDecoder(Decoder):
                 assert isinstance(job.request, ScoreRequest)
                 self._forget(event.key)
                 found = event.body["choices"][0]["prompt_logprobs"]
-                return [ScoreDone(event.key, Score(*continuation_scores(found, job.request.continuation_ids)))]
+                continuation_ids, top = job.request.continuation_ids, job.request.top
+                return [ScoreDone(event.key, Score(*continuation_scores(found, continuation_ids, top)))]
 
     def _grown(self, event: Tokens, answer: Answer) -> list[Delta | ScoreDone]:
         """Let an answer grow by what came."""

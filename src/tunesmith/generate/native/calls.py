@@ -1,0 +1,123 @@
+"""The kernels as Python calls them: tensors in, tensors out."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import c_float, c_long, c_void_p
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from tunesmith.generate.native.build import library
+
+#: Outputs of a weight that lie together, as the kernels have it.
+PANEL = 32
+#: Kinds of products; see product.c.
+STORED, ADDED, GATED, WIDE, UPDATED = range(5)
+#: Vectors are read in parts of so many numbers.
+LANES = 16
+
+
+class ProductArguments(ctypes.Structure):
+    """`Product` of product.c."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "weight", "second", "bias", "second_bias", "other", "out")),
+        *((name, c_long) for name in ("rows", "depth", "outputs", "x_stride", "other_stride", "out_stride", "kind")),
+    ]
+
+
+class AttentionArguments(ctypes.Structure):
+    """`Attention` of attention.c."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("queries", "keys", "values", "pages", "tiles", "out")),
+        *((name, c_long) for name in ("tile_count", "query_stride", "heads", "key_heads", "size", "window")),
+        ("scale", c_float),
+    ]
+
+
+class Kernels:
+    """The functions of the compiled library; numbers are in bf16, on the CPU."""
+
+    def __init__(self, compiled: ctypes.CDLL) -> None:
+        pointer, number = c_void_p, c_long
+        self._product = _function(compiled, "product", [pointer, number])
+        self._norm = _function(
+            compiled, "norm", [pointer, number, number, number, number, pointer, c_float, pointer, number, number]
+        )
+        self._gate = _function(compiled, "gate", [pointer, pointer, number, pointer, number])
+        self._rotate_and_keep = _function(
+            compiled, "rotate_and_keep", [pointer, *[number] * 4, *[pointer] * 5, number, number]
+        )
+        self._attend = _function(compiled, "attend", [pointer, number])
+
+    def product(self, arguments: ProductArguments) -> None:
+        """Compute a product."""
+        self._product(ctypes.byref(arguments), torch.get_num_threads())
+
+    def norm(self, x: Tensor, factors: Tensor, epsilon: float, out: Tensor) -> None:
+        """Write x / rms(x) * factors; x and out (M, [heads,] size), whose last dimensions lie without gaps."""
+        size = x.shape[-1]
+        inner = 1 if x.dim() == 2 else x.shape[1]
+        self._norm(
+            *(x.data_ptr(), len(x), x.stride(0), inner, size, factors.data_ptr(), epsilon),
+            *(out.data_ptr(), out.stride(0), torch.get_num_threads()),
+        )
+
+    def gate(self, gates: Tensor, ups: Tensor) -> Tensor:
+        """Return silu(gates) * ups for two tensors of one shape without gaps, as a gated product gives it."""
+        out = torch.empty_like(gates)
+        self._gate(gates.data_ptr(), ups.data_ptr(), gates.numel(), out.data_ptr(), torch.get_num_threads())
+        return out
+
+    def rotate_and_keep(
+        self,
+        together: Tensor,
+        heads: int,
+        rotation: tuple[Tensor, Tensor],
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+    ) -> None:
+        """Turn queries and keys by their positions, in place, and keep keys and values in pages.
+
+        Args:
+            together: (T, heads + 2 K, D), queries, keys and values.
+            heads: how many are queries.
+            rotation: cosines, and sines whose first half has its sign turned, (T, 1, D).
+            keys: (pages, K, 64, D).
+            values: as `keys`.
+            slots: (T,), each token's page times 64 plus its place there.
+        """
+        cosines, sines = rotation
+        self._rotate_and_keep(
+            *(together.data_ptr(), len(together), heads, keys.shape[1], keys.shape[3]),
+            *(cosines.data_ptr(), sines.data_ptr(), keys.data_ptr(), values.data_ptr(), slots.data_ptr()),
+            *(keys.shape[2], torch.get_num_threads()),
+        )
+
+    def attend(self, arguments: AttentionArguments) -> None:
+        """Let queries attend to pages."""
+        self._attend(ctypes.byref(arguments), torch.get_num_threads())
+
+
+@cache
+def kernels() -> Kernels | None:
+    """Return the kernels, or None where there are none; see `generate.native.build`."""
+    compiled = library()
+    return None if compiled is None else Kernels(compiled)
+
+
+def kernels_for(weight: Tensor) -> Kernels | None:
+    """Return the kernels if they compute with tensors like this one."""
+    return kernels() if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else None
+
+
+def _function(compiled: ctypes.CDLL, name: str, types: list[type]) -> Callable[..., None]:
+    function: Any = getattr(compiled, name)
+    function.argtypes, function.restype = types, None
+    return cast(Callable[..., None], function)

@@ -1,0 +1,118 @@
+/*
+ * Products of rows with a frozen weight, and what follows a product in a decoder layer.
+ *
+ * A weight (outputs, depth) lies in panels of 32 outputs: [panel][depth / 2][32][2], outputs beyond the last as zeros,
+ * so that a product reads it from its beginning to its end and sums two products in one instruction.
+ */
+#include "bf16.h"
+
+/* What becomes of a product's sums. */
+enum {
+    STORED = 0, /* rounded to bf16 */
+    ADDED = 1,  /* rounded, then `other` is added and the sum rounded: a residual */
+    GATED = 2,  /* silu(first weight's) times the second weight's, each step rounded */
+    WIDE = 3,   /* float32 */
+    UPDATED = 4 /* added to `other` before anything is rounded: what a narrow product adds to a wide one's result */
+};
+
+typedef struct {
+    const bf16 *x;
+    const bf16 *weight, *second;
+    const float *bias, *second_bias;
+    const bf16 *other;
+    void *out;
+    long rows, depth, outputs, x_stride, other_stride, out_stride, kind;
+} Product;
+
+/* Store `count` (at most 16) results of one row from column `column` on. */
+INLINE void finish(const Product *p, long row, long column, long count, __m512 sum) {
+    const __mmask16 lanes = count >= LANES ? 0xffff : (__mmask16)((1u << count) - 1);
+    if (p->kind == WIDE) {
+        _mm512_mask_storeu_ps((float *)p->out + row * p->out_stride + column, lanes, sum);
+        return;
+    }
+    if (p->kind == ADDED || p->kind == UPDATED) {
+        const bf16 *other = p->other + row * p->other_stride + column;
+        const __m512 before = widen(_mm256_maskz_loadu_epi16(lanes, other));
+        sum = _mm512_add_ps(before, p->kind == ADDED ? rounded(sum) : sum);
+    }
+    _mm256_mask_storeu_epi16((bf16 *)p->out + row * p->out_stride + column, lanes, narrow(sum));
+}
+
+INLINE __m512 biased(const float *bias, long column, long outputs, __m512 sum) {
+    if (bias == 0) return sum;
+    const long count = outputs - column;
+    const __mmask16 lanes = count >= LANES ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
+    return _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, bias + column));
+}
+
+/* Return which half of a panel the block should ask for: the first four blocks ask for both panels that come next. */
+INLINE const bf16 *coming(const bf16 *left, const bf16 *right, long panel_size, long block) {
+    const long distance = right - left == panel_size ? 2 * panel_size : panel_size;
+    const bf16 *next = (block & 2 ? right : left) + distance;
+    return block < 4 ? next + (block & 1) * panel_size / 2 : left;
+}
+
+/*
+ * Compute the outputs of one panel (or, if `is_wide` and not gated, of two) for rows `first` to `end`. Later blocks of
+ * rows find the panels in the cache; the first ones ask for the panels that come next.
+ */
+INLINE void panel(const Product *p, const int is_wide, long number, long first, long end) {
+    const long pairs = p->depth / 2, panel_size = p->depth * PANEL;
+    const bf16 *left = p->weight + number * panel_size;
+    const bf16 *right = p->kind == GATED ? p->second + number * panel_size : left + panel_size;
+    /* Blocks as equal as they can be, for small ones keep the units less busy. */
+    const long blocks = (end - first + 5) / 6;
+    for (long block = 0; block < blocks; block++) {
+        const long from = first + (end - first) * block / blocks, to = first + (end - first) * (block + 1) / blocks;
+        const bf16 *a[6];
+        float tile[6][2 * PANEL];
+        for (long i = from; i < to; i++) a[i - from] = p->x + i * p->x_stride;
+        const bf16 *ahead = blocks > 2 ? coming(left, right, panel_size, block) : left;
+        multiply_some((int)(to - from), is_wide, a, left, right, pairs, tile, ahead);
+        for (long i = from; i < to; i++) {
+            const float *sums = tile[i - from];
+            const long column = number * PANEL;
+            if (p->kind == GATED) {
+                for (long j = 0; j < PANEL && column + j < p->outputs; j += LANES) {
+                    const __m512 gate = biased(p->bias, column + j, p->outputs, _mm512_loadu_ps(sums + j));
+                    const __m512 up = biased(p->second_bias, column + j, p->outputs, _mm512_loadu_ps(sums + PANEL + j));
+                    finish(p, i, column + j, p->outputs - column - j, gated(gate, up));
+                }
+                continue;
+            }
+            for (long j = 0; j < (is_wide ? 2 : 1) * PANEL && column + j < p->outputs; j += LANES) {
+                const __m512 sum = biased(p->bias, column + j, p->outputs, _mm512_loadu_ps(sums + j));
+                finish(p, i, column + j, p->outputs - column - j, sum);
+            }
+        }
+    }
+}
+
+/* Compute a product with `threads` threads. */
+void product(const Product *p, long threads) {
+    const long panels = (p->outputs + PANEL - 1) / PANEL;
+    if (p->rows * p->depth * p->outputs < 1 << 18) threads = 1;
+    /* Few panels for many threads: rows are split too. */
+    const long parts = panels >= 4 * threads || p->rows < 12 ? 1 : (4 * threads + panels - 1) / panels;
+    const long row_parts = parts * 6 > p->rows ? (p->rows + 5) / 6 : parts;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        long unit, end;
+        share(panels * row_parts, &unit, &end);
+        while (unit < end) {
+            const long part = unit / panels, number = unit % panels;
+            const long first = p->rows * part / row_parts, last = p->rows * (part + 1) / row_parts;
+            if (p->kind == GATED) {
+                panel(p, 1, number, first, last);
+                unit += 1;
+            } else if (unit + 1 < end && number + 1 < panels) {
+                panel(p, 1, number, first, last);
+                unit += 2;
+            } else {
+                panel(p, 0, number, first, last);
+                unit += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+"""Products with a frozen weight in the kernels' layout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tunesmith.generate.native.calls import ADDED, GATED, PANEL, STORED, UPDATED, WIDE, Kernels, ProductArguments
+
+
+class NativeProduct:
+    """`x W^T + b` for rows x (M, in) in bf16. One thread at a time may use it.
+
+    A row's result doesn't depend on the rows beside it, and what follows a product is rounded as if it came apart.
+
+    Args:
+        kernels: the compiled functions.
+        weight: W (out, in), `in` even; it is copied into panels of 32 outputs, [out / 32][in / 2][32][2].
+        bias: b (out,), or None.
+    """
+
+    def __init__(self, kernels: Kernels, weight: Tensor, bias: Tensor | None) -> None:
+        self.kernels = kernels
+        self.outputs, self._depth = weight.shape
+        self._panels = _packed(weight.detach())
+        self._bias = None if bias is None else bias.detach().float().contiguous()
+        self._arguments = ProductArguments(
+            weight=self._panels.data_ptr(),
+            bias=None if self._bias is None else self._bias.data_ptr(),
+            depth=self._depth,
+            outputs=self.outputs,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (M, in) to (M, out)."""
+        return self._computed(STORED, x, x.new_empty(len(x), self.outputs))
+
+    def wide(self, x: Tensor) -> Tensor:
+        """Map (M, in) to (M, out) in float32."""
+        return self._computed(WIDE, x, torch.empty(len(x), self.outputs))
+
+    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Return `residual + self(x)`."""
+        return self._computed(ADDED, x, torch.empty_like(residual), residual)
+
+    def update(self, out: Tensor, x: Tensor) -> None:
+        """Add the product to `out` (M, out) in place, rounded once."""
+        self._computed(UPDATED, x, out, out)
+
+    def gated(self, x: Tensor, up: NativeProduct) -> Tensor:
+        """Return `silu(self(x)) * up(x)`."""
+        self._arguments.second, self._arguments.second_bias = up._arguments.weight, up._arguments.bias
+        return self._computed(GATED, x, x.new_empty(len(x), self.outputs))
+
+    def weight(self) -> Tensor:
+        """Return W (out, in)."""
+        return self._panels.permute(0, 2, 1, 3).reshape(-1, self._depth)[: self.outputs]
+
+    def _computed(self, kind: int, x: Tensor, out: Tensor, other: Tensor | None = None) -> Tensor:
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        arguments = self._arguments
+        arguments.kind, arguments.rows = kind, len(x)
+        arguments.x, arguments.x_stride = x.data_ptr(), x.stride(0)
+        arguments.out, arguments.out_stride = out.data_ptr(), out.stride(0)
+        if other is not None:
+            arguments.other, arguments.other_stride = other.data_ptr(), other.stride(0)
+        self.kernels.product(arguments)
+        return out
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """Return (out, in) as (panels, in / 2, 32, 2), with zeros for outputs that aren't there."""
+    outputs, depth = weight.shape
+    panels = -(-outputs // PANEL)
+    if panels * PANEL != outputs:
+        weight = torch.cat([weight, weight.new_zeros(panels * PANEL - outputs, depth)])
+    return weight.view(panels, PANEL, depth // 2, 2).permute(0, 2, 1, 3).contiguous()

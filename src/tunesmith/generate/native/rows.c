@@ -1,0 +1,93 @@
+/* What is done to single vectors between products: normalisation, rotation by position, keeping keys and values. */
+#include "bf16.h"
+
+/*
+ * x / rms(x) * factors for outer x inner vectors of `size` numbers (Zhang and Sennrich 2019, arXiv:1910.07467).
+ * Vectors of one outer row lie one after the other.
+ */
+void norm(
+    const bf16 *x, long outer, long outer_stride, long inner, long size, const float *factors, float epsilon, bf16 *out,
+    long out_stride, long threads
+) {
+    const long count = outer * inner;
+    if (count * size < 1 << 15) threads = 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        long first, end;
+        share(count, &first, &end);
+        for (long i = first; i < end; i++) {
+            const bf16 *from = x + (i / inner) * outer_stride + (i % inner) * size;
+            bf16 *to = out + (i / inner) * out_stride + (i % inner) * size;
+            __m512 squares = _mm512_setzero_ps();
+            for (long j = 0; j < size; j += LANES) {
+                const __m512 part = load_bf16(from + j);
+                squares = _mm512_fmadd_ps(part, part, squares);
+            }
+            const float mean = _mm512_reduce_add_ps(squares) / (float)size;
+            const __m512 scale = _mm512_set1_ps(1.0f / __builtin_sqrtf(mean + epsilon));
+            for (long j = 0; j < size; j += LANES) {
+                const __m512 part = _mm512_mul_ps(_mm512_mul_ps(load_bf16(from + j), scale), _mm512_loadu_ps(factors + j));
+                store_bf16(to + j, part);
+            }
+        }
+    }
+}
+
+/*
+ * Turn queries and keys by their positions, in place, halves as pairs (Su et al. 2021, arXiv:2104.09864), and keep keys
+ * and values in pages.
+ *
+ * together: (rows, heads + 2 key_heads, size), queries, keys and values; cosines, sines: (rows, size), the first half of
+ * the sines with its sign turned; keys, values: (pages, key_heads, page_tokens, size); slots: (rows,), page times
+ * page_tokens plus place in the page.
+ */
+void rotate_and_keep(
+    bf16 *together, long rows, long heads, long key_heads, long size, const bf16 *cosines, const bf16 *sines, bf16 *keys,
+    bf16 *values, const int64_t *slots, long page_tokens, long threads
+) {
+    const long half = size / 2, all = heads + 2 * key_heads;
+    if (rows * all * size < 1 << 15) threads = 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        long first, end;
+        share(rows, &first, &end);
+        for (long row = first; row < end; row++) {
+            bf16 *x = together + row * all * size;
+            const bf16 *cosine = cosines + row * size, *sine = sines + row * size;
+            for (long head = 0; head < heads + key_heads; head++, x += size)
+                for (long j = 0; j < half; j += LANES) {
+                    const __m512 low = load_bf16(x + j), high = load_bf16(x + half + j);
+                    const __m512 new_low =
+                        _mm512_fmadd_ps(high, load_bf16(sine + j), _mm512_mul_ps(low, load_bf16(cosine + j)));
+                    const __m512 new_high = _mm512_fmadd_ps(
+                        low, load_bf16(sine + half + j), _mm512_mul_ps(high, load_bf16(cosine + half + j))
+                    );
+                    store_bf16(x + j, new_low);
+                    store_bf16(x + half + j, new_high);
+                }
+            const long page = slots[row] / page_tokens, place = slots[row] % page_tokens;
+            for (long head = 0; head < key_heads; head++) {
+                const long at = ((page * key_heads + head) * page_tokens + place) * size;
+                __builtin_memcpy(keys + at, x + (head - key_heads) * size, size * sizeof(bf16));
+                __builtin_memcpy(values + at, x + (head) * size, size * sizeof(bf16));
+            }
+        }
+    }
+}
+
+/* silu(gate) * up for `count` numbers, as a gated product gives it. */
+void gate(const bf16 *gates, const bf16 *ups, long count, bf16 *out, long threads) {
+    const long parts = (count + LANES - 1) / LANES;
+    if (count < 1 << 15) threads = 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        long first, end;
+        share(parts, &first, &end);
+        for (long i = first * LANES; i < end * LANES; i += LANES) {
+            const __mmask16 lanes = count - i >= LANES ? 0xffff : (__mmask16)((1u << (count - i)) - 1);
+            const __m512 own = widen(_mm256_maskz_loadu_epi16(lanes, gates + i));
+            const __m512 other = widen(_mm256_maskz_loadu_epi16(lanes, ups + i));
+            _mm256_mask_storeu_epi16(out + i, lanes, narrow(gated(own, other)));
+        }
+    }
+}

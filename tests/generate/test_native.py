@@ -1,0 +1,184 @@
+"""The kernels in C give what plain PyTorch gives in float32, row by row, whatever else is computed beside."""
+
+from __future__ import annotations
+
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from tunesmith.generate.lean_layer import native_norm
+from tunesmith.generate.native import build
+from tunesmith.generate.native.attention import NativeAttention, can_attend
+from tunesmith.generate.native.calls import kernels
+from tunesmith.generate.native.product import NativeProduct
+from tunesmith.generate.pages import PAGE_TOKENS
+
+needs_kernels = pytest.mark.skipif(kernels() is None, reason="no C compiler, or a processor without AVX512-BF16")
+#: Relative error of one number in bf16.
+BF16 = 2**-8
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = BF16) -> bool:
+    """Whether two tensors agree, by the size of what is expected."""
+    size = expected.float().abs().mean() + expected.float().abs()
+    return bool(((found.float() - expected.float()).abs() <= tolerance * size).all())
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@needs_kernels
+@given(
+    rows=st.integers(1, 40),
+    depth=st.integers(1, 40).map(lambda half: 2 * half),
+    outputs=st.integers(1, 150),
+    has_bias=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_products_equal_float32_row_by_row(rows, depth, outputs, has_bias, seed):
+    x, weight, up = numbers(rows, depth, seed=seed), numbers(outputs, depth, seed=seed + 1), numbers(outputs, depth)
+    bias = numbers(outputs, seed=seed + 2) if has_bias else None
+    residual = numbers(rows, outputs, seed=seed + 3)
+    made, other = (NativeProduct(kernels(), one, bias) for one in (weight, up))
+    assert torch.equal(made.weight(), weight)
+    exact = functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    tolerance = 1e-5 * depth
+    assert torch.allclose(made.wide(x), exact, rtol=1e-5, atol=tolerance)
+    rounded = made.wide(x).bfloat16()
+    assert torch.equal(made(x), rounded)
+    assert torch.equal(made.added_to(residual, x), rounded + residual)
+    updated = residual.clone()
+    made.update(updated, x)
+    assert torch.equal(updated, (made.wide(x) + residual.float()).bfloat16())
+    assert torch.equal(made.gated(x, other), kernels().gate(made(x), other(x)))
+    alone = torch.cat([made(x[i : i + 1]) for i in range(rows)])
+    assert torch.equal(alone, rounded)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 7, 200])
+def test_threads_share_a_product_without_a_trace(rows, threads):
+    made = NativeProduct(kernels(), numbers(1000, 512), None)
+    x = numbers(rows, 2 * 512)[:, 256 : 256 + 512]  # rows with a distance
+    assert torch.allclose(made.wide(x), x.float() @ made.weight().float().t(), rtol=1e-4, atol=1e-3)
+    assert torch.equal(made(x), torch.cat([made(one[None]) for one in x]))
+
+
+@needs_kernels
+def test_the_gate_equals_silu():
+    gates, ups = numbers(33, 160) * 8, numbers(33, 160, seed=1)
+    expected = (functional.silu(gates) * ups).float()
+    assert close(kernels().gate(gates, ups), expected)
+    extreme = torch.tensor([[0.0, -0.0, 100.0, -100.0, 3e38, -3e38, torch.inf, 1.0] * 4]).bfloat16()
+    assert close(kernels().gate(extreme, torch.ones_like(extreme))[:, :6], functional.silu(extreme)[:, :6])
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(1, 16), (5, 576), (300, 2048), (4, 9, 64)])
+def test_norms_equal_float32(shape, threads):
+    x = numbers(shape[0], *([shape[1] + 3] if len(shape) == 3 else []), shape[-1])
+    x = x[:, 1 : shape[1] + 1] if len(shape) == 3 else x
+    factors = torch.rand(shape[-1]) + 0.5
+    expected = functional.rms_norm(x.float(), [shape[-1]], factors, 1e-5)
+    assert close(native_norm(kernels(), factors, 1e-5)(x), expected)
+
+
+def rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return x * cosines + torch.cat([x[..., half:], x[..., :half]], -1) * sines
+
+
+def reference(query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
+    """Attend with queries (Q, H, D), the last of the text's, to keys and values (T, K, D), in float32."""
+    groups = query.shape[1] // keys.shape[1]
+    keys, values = (x.float().repeat_interleave(groups, 1) for x in (keys, values))
+    scores = torch.einsum("qhd,khd->hqk", query.float(), keys) * scale
+    own = torch.arange(len(keys) - len(query), len(keys))[:, None]
+    key = torch.arange(len(keys))[None]
+    hidden = (key > own) | (key <= own - (window or len(keys) + 1))
+    return torch.einsum("hqk,khd->qhd", torch.softmax(scores.masked_fill(hidden, -torch.inf), -1), values)
+
+
+@needs_kernels
+@given(
+    texts=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 40)), min_size=1, max_size=4),
+    groups=st.sampled_from([1, 3, 8]),
+    size=st.sampled_from([32, 64, 96, 128, 256]),
+    window=st.sampled_from([None, 1, 16, 100]),
+    seed=st.integers(0, 99),
+)
+def test_attention_to_pages_equals_float32(texts, groups, size, window, seed):
+    """Texts of which some tokens are in pages already, and some come now."""
+    key_heads, total = 2, 40
+    heads = groups * key_heads
+    chance = np.random.default_rng(seed)
+    free = chance.permutation(total).tolist()
+    keys, values = (torch.full((total, key_heads, PAGE_TOKENS, size), torch.nan).bfloat16() for _ in range(2))
+    rows = sum(new for _, new in texts)
+    together = numbers(rows, heads + 2 * key_heads, size, seed=seed)
+    rotation = numbers(rows, 1, size, seed=seed + 1), numbers(rows, 1, size, seed=seed + 2)
+    pages, places, slots, expected, first = [], [], [], [], 0
+    for old, new in texts:
+        own = [free.pop() for _ in range(-(-(old + new) // PAGE_TOKENS))]
+        past = numbers(2, old, key_heads, size, seed=seed + old)
+        where = [own[place // PAGE_TOKENS] * PAGE_TOKENS + place % PAGE_TOKENS for place in range(old + new)]
+        for place in range(len(own) * PAGE_TOKENS):  # what isn't written yet may be anything finite
+            keys[own[place // PAGE_TOKENS], :, place % PAGE_TOKENS] = 9
+            values[own[place // PAGE_TOKENS], :, place % PAGE_TOKENS] = 9
+        for place in range(old):
+            keys[where[place] // PAGE_TOKENS, :, where[place] % PAGE_TOKENS] = past[0, place]
+            values[where[place] // PAGE_TOKENS, :, where[place] % PAGE_TOKENS] = past[1, place]
+        part = slice(first, first + new)
+        turned = rotated(together[part].float(), rotation[0][part].float(), rotation[1][part].float()).bfloat16()
+        all_keys = torch.cat([past[0], turned[:, heads : heads + key_heads]])
+        all_values = torch.cat([past[1], together[part, heads + key_heads :]])
+        expected.append(reference(turned[:, :heads], all_keys, all_values, size**-0.5, window))
+        pages.append(own)
+        places.append((first, old, new))
+        slots += where[old:]
+        first += new
+    attention = NativeAttention(kernels(), pages, places, torch.tensor(slots))
+    found = attention.attend(together.clone(), heads, rotation, keys, values, size**-0.5, window)
+    assert can_attend(heads, key_heads, size)
+    assert (found.view(rows, heads, size).float() - torch.cat(expected)).abs().max() < 0.05
+    # Alone, the last text's rows are the same, to the bit.
+    part = slice(first - texts[-1][1], first)
+    alone = NativeAttention(kernels(), pages[-1:], [(0, *places[-1][1:])], torch.tensor(slots[part]))
+    again = alone.attend(
+        together[part].clone(), heads, (rotation[0][part], rotation[1][part]), keys, values, size**-0.5, window
+    )
+    assert torch.equal(again, found[part])
+
+
+@needs_kernels
+def test_what_cannot_be_compiled_is_said_and_done_without(monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path))
+    library = build.library.__wrapped__
+    assert library() is not None  # in an empty home it is compiled anew
+    assert [path.suffix for path in (tmp_path / "kernels").iterdir()] == [".so"]
+    monkeypatch.setattr(build, "_FLAGS", ("-no-such-flag",))
+    assert library() is None
+    assert "can't be compiled" in caplog.text and "no-such-flag" in caplog.text
+    monkeypatch.setattr(build.shutil, "which", lambda _: None)
+    assert library() is None
+
+
+def test_one_can_do_without(monkeypatch):
+    monkeypatch.setenv("TUNESMITH_NATIVE", "0")
+    monkeypatch.setattr(subprocess, "run", None)
+    assert build.library.__wrapped__() is None
