@@ -160,7 +160,8 @@ def test_f36_a_worker_that_is_cut_off_ends_its_attempt_first(bench, undisturbed)
         assert time.monotonic() - started < QUICK["lease_seconds"] + 0.5
         time.sleep(2)
     done = bench.wait_over(job.id)
-    assert done.state == "succeeded" and bench.weights(job.id) == undisturbed
+    assert (done.state, done.error) == ("succeeded", None) and bench.weights(job.id) == undisturbed
+    assert done.attempts == 1, "the attempt that was cut off counts against the job"
 
 
 def test_f23_a_job_keeps_its_content(bench, undisturbed):

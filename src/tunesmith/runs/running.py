@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.runs.devices import HeldDevice
+from tunesmith.runs.process_identity import steady_seconds
 
 _GUARD = (sys.executable, "-m", "tunesmith.runs.guard")
 
@@ -51,8 +52,10 @@ class Running:
         self.job_id = job_id
         self.fence = fence
         self.device = None if device is None else device.name
-        #: Whether it was told to stop, so that its end is no crash.
+        #: Whether it was told to stop, or ended because the worker couldn't confirm its lease: its end is no crash.
         self.was_stopped = False
+        self._silence_seconds = watch.silence_seconds
+        self._confirmed = steady_seconds()
         self.exit_code: int | None = None
         self._kill_at: float | None = None
         watch.log.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +81,7 @@ class Running:
         # One that has ended, or is frozen for so long that the pipe is full, hears nothing.
         with suppress(BrokenPipeError, BlockingIOError):
             os.write(self._guard.stdin.fileno(), f"{steady!r}\n".encode())
+            self._confirmed = steady
 
     def stop(self, patience_seconds: float) -> None:
         """Ask it to keep its work and end; after so long it is killed. Asking again changes nothing."""
@@ -107,6 +111,8 @@ class Running:
         self.kill()
         code = self._guard.wait()
         self.exit_code = code if code >= 0 else 128 - code
+        if code == -signal.SIGKILL and steady_seconds() - self._confirmed > self._silence_seconds:
+            self.was_stopped = True
         assert self._guard.stdin is not None
         with suppress(BrokenPipeError):
             self._guard.stdin.close()
