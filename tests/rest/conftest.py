@@ -8,10 +8,14 @@ import pytest
 from server_process import running_server
 from serving_models import register_tuned
 from tiny_models import save_tiny_model
+from tunesmith.record.access import DEFAULT_PROJECT, Access
+from tunesmith.record.database import Database
 from tunesmith.record.home import Home
 
 #: Deep enough that an answer of 900 tokens takes seconds.
 SLOW_LAYERS = 24
+#: A model whose chat template writes tool calls.
+CALLER = "caller"
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +54,21 @@ def server(tuned, slow, tmp_path_factory):
 def client(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def keyed_server(tmp_path_factory):
+    """A server with a model that calls tools, and keys of two projects."""
+    folder = tmp_path_factory.mktemp("responses")
+    home = folder / "home"
+    home.mkdir()
+    database = Database(f"sqlite:///{home / 'record.db'}")
+    database.migrate()
+    access = Access(database)
+    access.ensure_default_project()
+    other = access.create_project("other").id
+    keys = {"mine": access.create_key("mine", DEFAULT_PROJECT)[1], "theirs": access.create_key("theirs", other)[1]}
+    database.close()
+    model = save_tiny_model("qwen2", folder / CALLER)
+    with running_server(folder, home, models=[str(model)], dtype="float32") as running:
+        yield running, keys
