@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 #: transformers reads no GGUF file without it.
 USED_BY_OTHERS = {"accelerate"}
 #: Used by other means than an import: as commands, as pytest's plugins, by mypy.
-NOT_IMPORTED = {"pytest-timeout", "pytest-xdist", "ruff", "mypy", "import-linter", "types-pyyaml"}
+NOT_IMPORTED = {"pytest-timeout", "pytest-xdist", "ruff", "mypy", "import-linter", "schemathesis", "types-pyyaml"}
 
 
 def _plain(name: str) -> str:
