@@ -45,15 +45,15 @@ test-vllm: .venv/.installed-dev  ## the tests of the backend vllm, which need it
 
 .PHONY: lint
 lint: .venv/.installed-dev  ## style, types, and the floors of the house
-	$(BIN)/ruff check src tests bench scripts
-	$(BIN)/ruff format --check src tests bench scripts
+	$(BIN)/ruff check src tests bench scripts examples
+	$(BIN)/ruff format --check src tests bench scripts examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 .PHONY: format
 format: .venv/.installed-dev  ## mend style where a tool can
-	$(BIN)/ruff check --fix src tests bench scripts
-	$(BIN)/ruff format src tests bench scripts
+	$(BIN)/ruff check --fix src tests bench scripts examples
+	$(BIN)/ruff format src tests bench scripts examples
 
 .PHONY: bench
 bench: bench-demo bench-training bench-generate  ## measure everything that needs no GPU, and write docs/benchmarks.md
