@@ -1,4 +1,4 @@
-"""What decoding can reach on this machine: how fast memory is read, and how fast a step's products alone are.
+"""What generation can reach on this machine: the rates of memory and of matrix products, and a step's products alone.
 
 python bench/decoding_limits.py MODEL_FOLDER 1,64 [SECONDS]     prints JSON
 """
@@ -16,13 +16,16 @@ from typing import Any
 
 import torch
 
-from tunesmith.generate.products import Product
+from matrix_rate import measure
+from tunesmith.generate.products import product_of
 from tunesmith.models.size import ModelSize, model_size
 
 _DTYPE = torch.bfloat16
 _SECONDS = 2.0
 #: Far more than the processor's caches hold.
 _BUFFER_BYTES = 1 << 29
+#: As many rows as the best rate of matrix products needs.
+_MATRIX_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,22 @@ class StepCost:
     Attributes:
         weight_bytes: of all weights that are multiplied with.
         operations_per_token: floating-point operations of those products, for one request's token.
+        operations_per_prompt_token: the same without the vocabulary, which only a prompt's last token meets.
         cache_bytes_per_token: keys and values that one token of a request's text keeps, and each step reads.
     """
 
     weight_bytes: int
     operations_per_token: int
+    operations_per_prompt_token: int
     cache_bytes_per_token: int
 
 
 def step_cost(size: ModelSize) -> StepCost:
     """Return the cost of a step in bf16."""
     weights = size.linear_parameters + size.vocabulary * size.hidden
-    return StepCost(weights * _DTYPE.itemsize, 2 * weights, size.cache_bytes_per_token(_DTYPE))
+    return StepCost(
+        weights * _DTYPE.itemsize, 2 * weights, 2 * size.linear_parameters, size.cache_bytes_per_token(_DTYPE)
+    )
 
 
 def read_bandwidth(seconds: float, buffer_bytes: int = _BUFFER_BYTES, device: torch.device | None = None) -> float:
@@ -62,12 +69,12 @@ def read_bandwidth(seconds: float, buffer_bytes: int = _BUFFER_BYTES, device: to
 
 
 def step_products(size: ModelSize, rows: int, seconds: float, *, pack: bool) -> float:
-    """Return the seconds of all products of one step of so many rows, packed or as PyTorch has them.
+    """Return the seconds of all products of one step of so many rows, as the engine has them or as PyTorch does.
 
     Each layer has weights of its own, so that no cache holds them from one step to the next.
     """
     shapes = [(linear.inputs, linear.outputs) for linear in size.linears] + [(size.hidden, size.vocabulary)]
-    products = [Product(torch.randn(outputs, inputs).to(_DTYPE), None, pack=pack) for inputs, outputs in shapes]
+    products = [product_of(torch.randn(outputs, inputs).to(_DTYPE), None, pack=pack) for inputs, outputs in shapes]
     inputs = {width: torch.randn(rows, width).to(_DTYPE) for width, _ in shapes}
 
     def step() -> None:
@@ -82,9 +89,12 @@ def measure_limits(folder: Path, rows: tuple[int, ...], seconds: float) -> dict[
     """Return everything as plain data; products by "packed" or "plain" and the number of rows."""
     size = model_size(folder)
     cost = step_cost(size)
+    shapes = {(linear.inputs, linear.outputs) for linear in size.linears}
+    rates = measure(shapes, (_MATRIX_ROWS,), seconds / 10, torch.device("cpu"))
     return {
         **vars(cost),
         "bandwidth": read_bandwidth(seconds),
+        "operations_per_second": max(rate.operations_per_second for rate in rates),
         "step_seconds": {
             name: {str(count): step_products(size, count, seconds, pack=pack) for count in rows}
             for name, pack in (("packed", True), ("plain", False))

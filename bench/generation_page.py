@@ -166,10 +166,10 @@ def _limits(part: Run) -> list[str]:
     sentence = (
         f"A step reads {weights / 1e6:,.0f} MB of weights; this machine reads {bandwidth / 1e9:.1f} GB/s at best, "
         f"which would allow {bandwidth / weights:,.0f} steps a second. The products are those of one step alone, with "
-        "packed weights as the engine has them, measured right before and after."
+        "weights laid out as the engine has them, measured right before and after."
     )
     head = ("requests at once", "tokens/s", "share of the memory's speed", "the products alone, tokens/s",
-            "not packed", "GFLOP/s", "share of the products' rate")  # fmt: skip
+            "through PyTorch", "GFLOP/s", "share of the products' rate")  # fmt: skip
     rows = []
     for size in part["sizes"]:
         wave = part["waves"][str(size)]
@@ -190,7 +190,28 @@ def _limits(part: Run) -> list[str]:
                 f"{100 * speed / packed:.0f} %",
             )
         )
-    return ["### How close decoding is to the machine's limits", "", wrapped(sentence), "", *table(head, rows)]
+    title = "### How close decoding is to the machine's limits"
+    return [title, "", wrapped(sentence), "", *table(head, rows), "", *_whole_limits(part)]
+
+
+def _whole_limits(part: Run) -> list[str]:
+    """Return what whole batches, prompts and answers, could reach if only their products took time."""
+    cost = part["limits"][0]
+    rate, bandwidth = (max(one[name] for one in part["limits"]) for name in ("operations_per_second", "bandwidth"))
+    sentence = (
+        f"Prompts and answers together: the products alone, at this machine's best matrix rate of {rate / 1e9:,.0f} "
+        "GFLOP/s and each step reading all weights once at the memory's best rate, whichever takes longer, would allow "
+        "so much. No way of computing this model in bf16 gives more."
+    )
+    rows = []
+    for size in part["sizes"]:
+        wave = part["waves"][str(size)]
+        steps = wave["tokens"] / size
+        prompts = wave["prompt_tokens"] * cost["operations_per_prompt_token"] / rate
+        step = max(size * cost["operations_per_token"] / rate, cost["weight_bytes"] / bandwidth)
+        most, speed = wave["tokens"] / (prompts + steps * step), tokens_per_second(wave)
+        rows.append((f"{size}", f"{speed:,.0f}", f"{most:,.0f}", f"{100 * speed / most:.0f} %"))
+    return [wrapped(sentence), "", *table(("requests at once", "tokens/s", "at most", "share"), rows)]
 
 
 _CHAPTERS: dict[str, Callable[[Run], list[str]]] = {

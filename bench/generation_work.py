@@ -113,7 +113,7 @@ class GenerationBench:
 
     def limits(self) -> dict[str, Any]:
         """Measure decoding, and before and after it the memory's and the products' own speed."""
-        sizes = sorted({1, self.most_at_once})
+        sizes = sorted({1, self.usual, self.most_at_once})
         before = measure_limits_apart(self.folder, sizes)
         prompts = iter(question_prompts(self._renderer))
         waves = [self._warm_up(), *(self._wave(str(size), prompts, size, _BATCHES.get(size, 1)) for size in sizes)]

@@ -99,7 +99,7 @@ def test_limits_count_all_weights_that_a_step_reads(tmp_path: Path):
         cost.weight_bytes == cost.operations_per_token == 2 * (size.linear_parameters + size.vocabulary * size.hidden)
     )
     limits = measure_limits(folder, (1, 4), 0.01)
-    assert limits["bandwidth"] > 0
+    assert limits["bandwidth"] > 0 and limits["operations_per_second"] > 0
     assert all(seconds > 0 for form in ("packed", "plain") for seconds in limits["step_seconds"][form].values())
 
 
@@ -162,6 +162,8 @@ def _results() -> dict:
         "bandwidth": 25e9,
         "weight_bytes": 270_000_000,
         "operations_per_token": 270_000_000,
+        "operations_per_prompt_token": 212_000_000,
+        "operations_per_second": 400e9,
         "cache_bytes_per_token": 46_080,
         "step_seconds": {"packed": {"1": 0.012}, "plain": {"1": 0.02}},
     }
