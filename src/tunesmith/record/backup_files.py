@@ -129,12 +129,12 @@ def new_backup(target: Path, facts: Mapping[str, Any]) -> Iterator[BackupWriter]
         part = new_part(target)
         with storage_errors(target):
             try:
-                with part.open("xb", opener=_private) as file:
+                with _private_file(part) as file:
                     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
                         writer = _TarWriter(archive)
                         yield writer
                         manifest = _manifest(writer, facts)
-                        writer.add(MANIFEST, io.BytesIO(manifest), len(manifest))
+                        archive.addfile(_member(MANIFEST, len(manifest)), io.BytesIO(manifest))
                     file.flush()
                     os.fsync(file.fileno())
                 part.rename(target)
@@ -206,8 +206,9 @@ class _FolderWriter:
         """See `BackupWriter`."""
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
         hashed = _Hashed(content, size_bytes)
-        with path.open("wb", opener=_private) as file:
+        with _private_file(path) as file:
             while piece := hashed.read(_PIECE_BYTES):
                 file.write(piece)
         self.entries[name] = hashed.entry()
@@ -229,10 +230,8 @@ class _TarWriter:
 
     def add(self, name: str, content: BinaryIO, size_bytes: int) -> Entry:
         """See `BackupWriter`."""
-        member = tarfile.TarInfo(name)
-        member.size, member.mode = size_bytes, 0o600
         hashed = _Hashed(content, size_bytes)
-        self._archive.addfile(member, hashed)  # type: ignore[arg-type]
+        self._archive.addfile(_member(name, size_bytes), hashed)  # type: ignore[arg-type]
         self.entries[name] = hashed.entry()
         return self.entries[name]
 
@@ -263,9 +262,15 @@ class _Hashed:
         return Entry(self._hash.hexdigest(), self._size - self._left)
 
 
-def _private(path: str, flags: int) -> int:
-    """Open a file that nobody else may read: the record holds secrets of webhooks."""
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+def _member(name: str, size_bytes: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size_bytes, 0o600
+    return member
+
+
+def _private_file(path: Path) -> BinaryIO:
+    """Create a file that nobody else may read: the record holds secrets of webhooks."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
 
 def _manifest(writer: BackupWriter, facts: Mapping[str, Any]) -> bytes:
