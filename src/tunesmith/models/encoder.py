@@ -26,7 +26,7 @@ from tunesmith.models.weights import damaged_weights
 from tunesmith.record.hashing import sha256_file
 
 #: Tokens that are computed at once, padding included: little memory, and others get their turn soon.
-_PASS_TOKENS = 4096
+_PASS_TOKENS = 2048
 
 Vectors = NDArray[np.float32]
 
