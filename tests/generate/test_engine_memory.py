@@ -141,12 +141,13 @@ def test_what_does_not_fit_into_memory_is_refused():
     assert (answer.finish_reason, answer.completion_tokens) == ("length", 28)
 
 
-def true_score(model, prompt, continuation) -> tuple[list[float], list[bool]]:
+def true_score(model, prompt, continuation, top) -> tuple[list[float], list[bool], list[float]]:
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *continuation]])).logits[0, len(prompt) - 1 : -1]
     logprobs = torch.log_softmax(logits, -1)
     targets = torch.tensor(continuation, dtype=torch.long)
-    return logprobs.gather(1, targets[:, None])[:, 0].tolist(), (logprobs.argmax(-1) == targets).tolist()
+    found, is_likeliest = logprobs.gather(1, targets[:, None])[:, 0].tolist(), (logprobs.argmax(-1) == targets).tolist()
+    return found, is_likeliest, logprobs.topk(top, -1).values.flatten().tolist()
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "mamba"])
@@ -158,15 +159,22 @@ def test_scores_are_those_of_transformers(family):
         model, prompts = tiny_model(family), [text(130, 1), text(64, 2), text(1, 3)]
         decoder = engine(family, pages=8, max_prefill_tokens=90)
     asked = [
-        ScoreRequest(prompt, (*text(count, 7 + count),)) for prompt in prompts for count in (1, 2, 40) for _ in (1, 2)
+        ScoreRequest(prompt, (*text(count, 7 + count),), top=top)
+        for prompt in prompts
+        for count in (1, 2, 40)
+        for top in (0, 3)
     ]
     with quiet_libraries():
         found = decoder.score(asked)
         for one, score in zip(asked, found, strict=True):
-            logprobs, is_likeliest = true_score(model, one.prompt_ids, one.continuation_ids)
+            logprobs, is_likeliest, likeliest = true_score(model, one.prompt_ids, one.continuation_ids, one.top)
             assert score.logprobs == pytest.approx(logprobs, abs=1e-4)
             assert score.is_likeliest == tuple(is_likeliest)
             assert score.total == pytest.approx(sum(logprobs), abs=1e-3)
+            assert [logprob for place in score.top for _, logprob in place] == pytest.approx(likeliest, abs=1e-4)
+            assert one.top == 0 or is_likeliest == [
+                place[0][0] == token for place, token in zip(score.top, one.continuation_ids, strict=True)
+            ]
         (empty,) = decoder.score([ScoreRequest(prompts[0], ())])
     assert (empty.logprobs, empty.is_likeliest) == ((), ())
     assert not decoder.has_work

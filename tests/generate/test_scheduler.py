@@ -121,7 +121,7 @@ class Life(RuleBasedStateMachine):
             if isinstance(one.job, Scoring):
                 targets = one.job.targets(one.computed)
                 assert len(targets) <= count, "the hidden states before the targets were computed in this step"
-                one.job.take([0.0] * len(targets), [False] * len(targets))
+                one.job.take([0.0] * len(targets), [False] * len(targets), [])
                 if one.job.score is not None:
                     self.end(one.request_id)
             elif one.missing == 0:

@@ -74,10 +74,12 @@ def test_pieces_hold_tokens_with_the_likeliest_in_order():
 
 
 def test_scores_are_those_of_the_continuation():
-    entries = [None, {"3": {"logprob": -1.0, "rank": 1}}, {"4": {"logprob": -2.5, "rank": 3}, "8": {"rank": 1}}]
-    assert continuation_scores(entries, (4,)) == ((-2.5,), (False,))
-    assert continuation_scores(entries, (3, 4)) == ((-1.0, -2.5), (True, False))
-    assert continuation_scores(entries, ()) == ((), ())
+    likeliest = {"logprob": -0.5, "rank": 1}
+    entries = [None, {"3": {"logprob": -1.0, "rank": 1}}, {"4": {"logprob": -2.5, "rank": 3}, "8": likeliest}]
+    assert continuation_scores(entries, (4,)) == ((-2.5,), (False,), ())
+    assert continuation_scores(entries, (3, 4)) == ((-1.0, -2.5), (True, False), ())
+    assert continuation_scores(entries, ()) == ((), (), ())
+    assert continuation_scores(entries, (3, 4), 1)[2] == (((3, -1.0),), ((8, -0.5),))
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,19 @@ class ChatRenderer:
         rendered = self._render(text, writing.reply_starts(text, turn + 1), {len(writing.prompt(turn))})
         return tuple(itertools.compress(rendered.token_ids, rendered.learnt))
 
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text that is no chat; names of special tokens in it count as such."""
+        return tuple(self.tokenizer.encode(text))
+
+    @cached_property
+    def text_start_id(self) -> int:
+        """The token behind which a text begins, for a model that is to begin one of its own."""
+        names = ("<|endoftext|>", "<|begin_of_text|>")
+        known = [self._added[name] for name in names if name in self._added]
+        for token_id in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            known += [] if token_id is None else [token_id]
+        return known[0] if known else 0
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, special tokens left out."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

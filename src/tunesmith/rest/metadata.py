@@ -15,6 +15,19 @@ MOST_PAIRS = 16
 MOST_KEY_CHARACTERS = 64
 MOST_VALUE_CHARACTERS = 512
 
+#: `metadata` in the schema of a body.
+METADATA_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {
+            "type": "object",
+            "maxProperties": MOST_PAIRS,
+            "propertyNames": {"maxLength": MOST_KEY_CHARACTERS},
+            "additionalProperties": {"type": "string", "maxLength": MOST_VALUE_CHARACTERS},
+        },
+        {"type": "null"},
+    ]
+}
+
 #: How a query filters by metadata: `metadata[key]=value`, several of them all at once.
 METADATA_PARAMETER: dict[str, Any] = {
     "name": "metadata",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from tunesmith.record.access import Access
+from tunesmith.record.completions import Completions
 from tunesmith.record.database import Database
 from tunesmith.record.files import Files
 from tunesmith.record.home import Home
@@ -21,6 +22,8 @@ from tunesmith.specs.serving import ServeSpec
 
 #: Uploads that write to the disk at the same moment; others wait for their turn. Answers have threads of their own.
 _FILE_THREADS = 8
+#: Answers that are stored, or read again, at the same moment: others never wait for a database that is slow.
+_KEEPING_THREADS = 4
 
 
 @dataclass(slots=True)
@@ -34,16 +37,21 @@ class Platform:
     pool: ModelPool
     files: Files
     uploads: Uploads
+    completions: Completions
     access: Access
     ledger: Ledger
     queue: JobQueue
     file_threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
     )
+    keeping_threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_KEEPING_THREADS, thread_name_prefix="keep answers")
+    )
 
     def close(self) -> None:
         """Wait for what is being written, and close the database."""
         self.file_threads.shutdown()
+        self.keeping_threads.shutdown()
         self.ledger.close()
         self.database.close()
 
@@ -69,6 +77,7 @@ def open_platform(spec: ServeSpec, home: Home, pool: ModelPool) -> Platform:
         pool=pool,
         files=Files(database, store),
         uploads=Uploads(database, store),
+        completions=Completions(database),
         access=access,
         ledger=Ledger(database),
         queue=JobQueue(database),

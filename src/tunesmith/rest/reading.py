@@ -10,9 +10,11 @@ from pydantic import BaseModel, ValidationError
 
 from tunesmith.errors import RequestError
 from tunesmith.rest.bodies import read_object
+from tunesmith.rest.functions import with_functions
 from tunesmith.rest.invalid import invalid_value
+from tunesmith.rest.metadata import check_metadata
 from tunesmith.rest.tools import check_parameters, tool_choice_of
-from tunesmith.rest.wire import IGNORED, UNSUPPORTED, ChatRequest
+from tunesmith.rest.wire import IGNORED, UNSUPPORTED, ChatRequest, SampledRequest
 
 _TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")
 
@@ -28,6 +30,7 @@ def read_chat_request(body: bytes) -> ChatRequest:
         request = ChatRequest.model_validate(given)
     except ValidationError as error:
         raise invalid_value(error.errors()[0]) from error
+    request = with_functions(request)
     _check_together(request)
     return request
 
@@ -71,14 +74,24 @@ def _check_together(request: ChatRequest) -> None:
     """
     if request.top_logprobs and not request.logprobs:
         raise RequestError("'top_logprobs' needs 'logprobs' to be true.", code="invalid_value", param="top_logprobs")
+    check_sampling(request)
+    check_parameters(request)
+    tool_choice_of(request)
+    check_metadata(request.metadata)
+
+
+def check_sampling(request: SampledRequest) -> None:
+    """Refuse what no kind of request for answers can have.
+
+    Raises:
+        RequestError: it has it.
+    """
     if request.stream_options is not None and not request.stream:
         raise RequestError(
             "'stream_options' is only allowed when 'stream' is true.", code="invalid_value", param="stream_options"
         )
     _check_stop(request.stop)
     _check_logit_bias(request.logit_bias)
-    check_parameters(request)
-    tool_choice_of(request)
 
 
 def _check_stop(stop: Any) -> None:

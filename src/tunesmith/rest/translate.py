@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from tunesmith.data.examples import Conversation, Message, ToolCall
+from tunesmith.data.examples import Conversation, Message, Role, ToolCall
 from tunesmith.data.strict_json import JsonFault, parse_json
 from tunesmith.errors import RequestError
 from tunesmith.generate.completion import Completion, TokenLogprob
 from tunesmith.rest.forms import output_of
+from tunesmith.rest.functions import as_tool_messages
 from tunesmith.rest.reading import unsupported
 from tunesmith.rest.tools import ToolUse
 from tunesmith.rest.wire import (
@@ -21,6 +22,7 @@ from tunesmith.rest.wire import (
     Choice,
     Logprob,
     Logprobs,
+    SampledRequest,
     TopLogprob,
     Usage,
     WireMessage,
@@ -41,7 +43,8 @@ def conversation_of(request: ChatRequest) -> Conversation:
     Raises:
         RequestError: a message has no words, isn't text, or answers a tool call that nobody made.
     """
-    messages = tuple(_message(message, f"messages[{i}]") for i, message in enumerate(request.messages))
+    shown = as_tool_messages(request.messages)
+    messages = tuple(_message(message, f"messages[{i}]") for i, message in enumerate(shown))
     _check_tool_replies(messages)
     # "none" forbids calls; a model that isn't shown the tools can't make one.
     tools = [] if request.tool_choice == "none" else request.tools
@@ -55,6 +58,13 @@ def sampling_of(request: ChatRequest, default_max_tokens: int) -> SamplingSpec:
         RequestError: the form of the answers can't be asked for like this.
     """
     limit = request.max_completion_tokens or request.max_tokens or default_max_tokens
+    return spec_of(
+        request, limit, logprobs=request.logprobs, top_logprobs=request.top_logprobs, output=output_of(request)
+    )
+
+
+def spec_of(request: SampledRequest, most_tokens: int, **more: Any) -> SamplingSpec:
+    """Return how answers are to be drawn, as far as all kinds of requests say it; `more` are other settings."""
     return SamplingSpec(
         temperature=request.temperature,
         top_p=max(request.top_p, _LEAST_TOP_P),
@@ -65,13 +75,11 @@ def sampling_of(request: ChatRequest, default_max_tokens: int) -> SamplingSpec:
         repetition_penalty=request.repetition_penalty,
         logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
         ignore_eos=request.ignore_eos,
-        max_completion_tokens=min(limit, _MOST_TOKENS),
+        max_completion_tokens=min(most_tokens, _MOST_TOKENS),
         stop=request.stop_texts,
         seed=request.seed,
         n=request.n,
-        logprobs=request.logprobs,
-        top_logprobs=request.top_logprobs,
-        output=output_of(request),
+        **more,
     )
 
 
@@ -114,10 +122,10 @@ def logprobs_of(tokens: Sequence[TokenLogprob]) -> Logprobs:
         content=[
             Logprob(
                 token=token.text,
-                logprob=_finite(token.logprob),
+                logprob=finite_logprob(token.logprob),
                 bytes=list(token.text_bytes),
                 top_logprobs=[
-                    TopLogprob(token=text, logprob=_finite(logprob), bytes=list(raw))
+                    TopLogprob(token=text, logprob=finite_logprob(logprob), bytes=list(raw))
                     for _, text, raw, logprob in token.top
                 ],
             )
@@ -126,7 +134,8 @@ def logprobs_of(tokens: Sequence[TokenLogprob]) -> Logprobs:
     )
 
 
-def _finite(logprob: float) -> float:
+def finite_logprob(logprob: float) -> float:
+    """Return a log-probability as JSON can hold it."""
     return max(logprob, _LEAST_LOGPROB) if not math.isnan(logprob) else _LEAST_LOGPROB
 
 
@@ -146,8 +155,10 @@ def _message(message: WireMessage, at: str) -> Message:
     if message.role == "assistant":
         # "" and null mean the same where only tools are called, and training read them the same.
         content = content or None if calls else content
+    # Messages of functions are those of tools by now.
+    role = cast("Role", message.role)
     return Message(
-        message.role,
+        role,
         content,
         message.name,
         tuple(_tool_call(call, f"{at}.tool_calls[{i}]") for i, call in enumerate(calls)),

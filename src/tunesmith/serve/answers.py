@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -14,17 +15,23 @@ from tunesmith.generate.completion import Completion
 from tunesmith.generate.request import Delta, Request, Score, ScoreDone, ScoreRequest
 from tunesmith.serve.worker import Worker
 
+_Event = Delta | ScoreDone | TunesmithError
+
+#: Pieces that wait for a slow listener before those of one answer are joined.
+_MOST_WAITING = 64
+
 
 class AsyncAnswers:
     """The answers to requests that were submitted together, as they grow. `close` it in any case.
 
-    Made inside a running event loop.
+    Made inside a running event loop. Who listens slowly hears of larger pieces, so that what waits stays small.
 
     Args:
         worker: who answers.
         requests: what is asked.
         whole: hear only of finished answers: nobody need wake up for each token.
         keeps_errors: an answer that can't go on is a completion with an `error`, which isn't raised.
+        on_ended: called in the event loop once the worker has nothing left to do, however much is still to be heard.
 
     Raises:
         RequestError: see `Worker.submit`.
@@ -37,19 +44,29 @@ class AsyncAnswers:
         *,
         whole: bool = False,
         keeps_errors: bool = False,
+        on_ended: Callable[[], None] | None = None,
     ) -> None:
         self._whole = whole
         self._keeps_errors = keeps_errors
+        self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
-        self._heard: asyncio.Queue[tuple[int, Delta | ScoreDone | TunesmithError]] = asyncio.Queue()
+        self._heard: deque[tuple[int, _Event]] = deque()
+        self._most_waiting = max(_MOST_WAITING, 2 * len(requests))
+        self._arrived = asyncio.Event()
         self._worker = worker
-        self._unfinished = len(requests)
+        self._unfinished = self._unended = len(requests)
+        self._computed = [0] * len(requests)
         self._ticket = worker.submit(requests, self._hear)
 
     @property
     def is_finished(self) -> bool:
-        """Whether every answer has come to its end."""
+        """Whether every answer has been heard to its end."""
         return self._unfinished == 0
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens of the answers so far, heard of or not; of one that grows, at least so many."""
+        return sum(self._computed)
 
     async def next(self, timeout_seconds: float | None = None) -> tuple[int, Delta]:
         """Wait for what comes next: the index of a request, and what was added to its answer.
@@ -91,11 +108,14 @@ class AsyncAnswers:
 
     def close(self) -> None:
         """Stop what isn't finished."""
-        if not self.is_finished:
+        if self._unended:
             self._worker.cancel(self._ticket)
 
     async def _next(self) -> tuple[int, Delta | ScoreDone]:
-        index, event = await self._heard.get()
+        while not self._heard:
+            self._arrived.clear()
+            await self._arrived.wait()
+        index, event = self._heard.popleft()
         if isinstance(event, TunesmithError):
             raise event
         self._unfinished -= _is_last(event)
@@ -103,12 +123,26 @@ class AsyncAnswers:
             _check(event)
         return index, event
 
-    def _hear(self, index: int, event: Delta | ScoreDone | TunesmithError) -> None:
+    def _hear(self, index: int, event: _Event) -> None:
+        """Take what the worker says, in its thread."""
+        if isinstance(event, Delta):
+            done = event.completion
+            self._computed[index] = self._computed[index] + 1 if done is None else done.completion_tokens
         if self._whole and _is_piece(event):
             return
         # A loop that is closed has nobody left who could listen.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._heard.put_nowait, (index, event))
+            self._loop.call_soon_threadsafe(self._put, index, event)
+
+    def _put(self, index: int, event: _Event) -> None:
+        self._heard.append((index, event))
+        if len(self._heard) > self._most_waiting:
+            self._heard = _joined(self._heard)
+        self._arrived.set()
+        if not _is_piece(event):
+            self._unended -= 1
+            if self._unended == 0 and self._on_ended is not None:
+                self._on_ended()
 
 
 class Answers:
@@ -124,7 +158,7 @@ class Answers:
     ) -> None:
         self._whole = whole
         self._keeps_errors = keeps_errors
-        self._heard: queue.SimpleQueue[tuple[int, Delta | ScoreDone | TunesmithError]] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[tuple[int, _Event]] = queue.SimpleQueue()
         self._worker = worker
         self._unfinished = len(requests)
         self._ticket = worker.submit(requests, self._hear)
@@ -157,7 +191,7 @@ class Answers:
         done = {index: event.score for index, event in self._events() if isinstance(event, ScoreDone)}
         return [done[index] for index in sorted(done)]
 
-    def _hear(self, index: int, event: Delta | ScoreDone | TunesmithError) -> None:
+    def _hear(self, index: int, event: _Event) -> None:
         if not (self._whole and _is_piece(event)):
             self._heard.put((index, event))
 
@@ -172,7 +206,25 @@ class Answers:
             yield index, event
 
 
-def _is_piece(event: Delta | ScoreDone | TunesmithError) -> bool:
+def _joined(heard: Iterable[tuple[int, _Event]]) -> deque[tuple[int, _Event]]:
+    """Return what waits with one piece for each answer; what ends an answer stays behind its pieces."""
+    pieces: dict[int, list[Delta]] = {}
+    ends: list[tuple[int, _Event]] = []
+    for index, event in heard:
+        if isinstance(event, Delta):
+            pieces.setdefault(index, []).append(event)
+        else:
+            ends.append((index, event))
+    joined: deque[tuple[int, _Event]] = deque()
+    for index, deltas in pieces.items():
+        text = "".join(delta.text for delta in deltas)
+        logprobs = tuple(token for delta in deltas for token in delta.logprobs)
+        joined.append((index, Delta(deltas[-1].request_id, text, logprobs, deltas[-1].completion)))
+    joined.extend(ends)
+    return joined
+
+
+def _is_piece(event: _Event) -> bool:
     """Whether this is a part of an answer that goes on."""
     return isinstance(event, Delta) and event.completion is None
 

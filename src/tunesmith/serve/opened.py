@@ -6,6 +6,7 @@ Several tuned versions share one base: each brings its adapter and its chat temp
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -188,6 +189,29 @@ class OpenModel:
         self.engine.check(request.expand()[0])
         return request
 
+    def text_request(self, text: str | Sequence[int], sampling: SamplingSpec) -> Request:
+        """Return a request to go on with a text, or with tokens, as they are: no chat template is used.
+
+        Any thread may call it.
+
+        Raises:
+            RequestError: it is longer than the context, or a token isn't one of this model's.
+        """
+        if isinstance(text, str):
+            self._refuse_characters(len(text))
+            with self.base.rendering:
+                prompt_ids = self.renderer.text_ids(text)
+        else:
+            prompt_ids = tuple(text)
+            self._refuse_foreign_ids(prompt_ids)
+        request = Request(prompt_ids or (self.renderer.text_start_id,), sampling, self.adapter, is_middle=True)
+        self.engine.check(request.expand()[0])
+        return request
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """Return tokens as text, special ones by their names; any thread may call it."""
+        return b"".join(map(self.renderer.token_bytes, token_ids)).decode(errors="replace")
+
     def continuation_ids(self, conversation: Conversation, reply: str) -> tuple[int, ...]:
         """Render a reply to a prompt, up to the end of the turn, as training would learn it; any thread may call it.
 
@@ -206,10 +230,28 @@ class OpenModel:
         Raises:
             RequestError: it is too long.
         """
-        characters = sum(len(message.content or "") for message in conversation.messages)
+        self._refuse_characters(sum(len(message.content or "") for message in conversation.messages))
+
+    def _refuse_foreign_ids(self, prompt_ids: Sequence[int]) -> None:
+        """Refuse tokens that the model's table doesn't have.
+
+        Raises:
+            RequestError: there is one.
+        """
+        count = self.loaded.model.get_input_embeddings().weight.shape[0]
+        foreign = next((one for one in prompt_ids if not 0 <= one < count), None)
+        if foreign is not None:
+            raise RequestError(
+                f"{foreign} isn't the id of a token; this model's go up to {count - 1:,}.",
+                fix="Look the ids up with the model's own tokenizer.",
+                code="invalid_value",
+                param="messages",
+            )
+
+    def _refuse_characters(self, characters: int) -> None:
         if characters > self.loaded.context_tokens * self.base.longest_token:
             raise RequestError(
-                f"The messages have {characters:,} characters; this model takes {self.loaded.context_tokens:,} tokens.",
+                f"The prompt has {characters:,} characters; this model takes {self.loaded.context_tokens:,} tokens.",
                 fix="Shorten the messages.",
                 code="context_length_exceeded",
                 param="messages",
