@@ -51,6 +51,7 @@ def _unless_auto(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     return value if value == "auto" else validate(value)
 
 
+_AUTO: Any = "auto"
 #: The highest is far above what anybody needs; more would be a slip.
 _Multiplier = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False), _OrAuto()]
 
@@ -58,9 +59,9 @@ _Multiplier = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False), _OrAut
 class Hyperparameters(Body):
     """What all methods have; each is a number, or `auto`."""
 
-    n_epochs: Annotated[int, Field(ge=1, le=50), _OrAuto()] = Field("auto")
-    batch_size: Annotated[int, Field(ge=1, le=256), _OrAuto()] = Field("auto")
-    learning_rate_multiplier: _Multiplier = Field("auto")
+    n_epochs: Annotated[int, Field(ge=1, le=50), _OrAuto()] = _AUTO
+    batch_size: Annotated[int, Field(ge=1, le=256), _OrAuto()] = _AUTO
+    learning_rate_multiplier: _Multiplier = _AUTO
 
     def shown(self) -> dict[str, Any]:
         """Return all of them as replies show them."""
@@ -74,15 +75,15 @@ class Hyperparameters(Body):
 class DpoHyperparameters(Hyperparameters):
     """Those of preference tuning."""
 
-    beta: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False), _OrAuto()] = Field("auto")
+    beta: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False), _OrAuto()] = _AUTO
 
 
 class ReinforcementHyperparameters(Hyperparameters):
     """Those of tuning by a grader."""
 
-    compute_multiplier: Annotated[float, Field(gt=0.00001, le=10, allow_inf_nan=False), _OrAuto()] = Field("auto")
-    eval_interval: Annotated[int, Field(ge=1, le=1_000_000), _OrAuto()] = Field("auto")
-    eval_samples: Annotated[int, Field(ge=1, le=1_000_000), _OrAuto()] = Field("auto")
+    compute_multiplier: Annotated[float, Field(gt=0.00001, le=10, allow_inf_nan=False), _OrAuto()] = _AUTO
+    eval_interval: Annotated[int, Field(ge=1, le=1_000_000), _OrAuto()] = _AUTO
+    eval_samples: Annotated[int, Field(ge=1, le=1_000_000), _OrAuto()] = _AUTO
     reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from tunesmith.errors import RequestError
 from tunesmith.rest.job_methods import SUPPORTED, Body, Hyperparameters, Method, method_of
-from tunesmith.rest.metadata import check_metadata
+from tunesmith.rest.metadata import METADATA_SCHEMA, check_metadata
 from tunesmith.specs.base import spec_error
 from tunesmith.specs.jobs import JobSettings
 from tunesmith.specs.tune import plain_name
@@ -46,14 +45,7 @@ class CreateJob(Body):
     suffix: str | None = Field(None, min_length=1, max_length=64)
     seed: int | None = Field(None, ge=0, le=_LARGEST_SEED)
     integrations: list[Integration] | None = Field(None, max_length=5)
-    metadata: dict[str, Any] | None = Field(
-        None,
-        json_schema_extra={
-            "maxProperties": 16,
-            "propertyNames": {"maxLength": 64},
-            "additionalProperties": {"type": "string", "maxLength": 512},
-        },
-    )
+    metadata: Any = Field(None, json_schema_extra=METADATA_SCHEMA)
     tunesmith: dict[str, Any] | None = None
 
 
@@ -94,8 +86,7 @@ def check_request(body: CreateJob) -> JobRequest:
     kind, method, hyperparameters = method_of(body.method, body.hyperparameters)
     metadata = check_metadata(body.metadata)
     settings = _settings(body.tunesmith)
-    multiplier = hyperparameters.learning_rate_multiplier
-    if settings.optimisation.learning_rate != "auto" and multiplier != "auto":
+    if settings.optimisation.learning_rate != "auto" and "learning_rate_multiplier" in hyperparameters.said():
         raise RequestError(
             "'learning_rate_multiplier' is a factor of the usual rate, and 'tunesmith.optimisation.learning_rate' says "
             "another one. Leave one of them out.",
@@ -136,8 +127,8 @@ def _settings(said: dict[str, Any] | None) -> JobSettings:
         RequestError: one is unknown or wrong.
     """
     try:
-        # From text, lists become tuples; a true is no number all the same.
-        return JobSettings.model_validate_json(json.dumps(said or {}), strict=True)
+        # Strictly, so that a true is no number.
+        return JobSettings.model_validate(_with_tuples({} if said is None else said), strict=True)
     except ValidationError as error:
         found = spec_error(error, page=JobSettings.reference_page)
         is_unknown = error.errors()[0]["type"] == "extra_forbidden"
@@ -146,3 +137,10 @@ def _settings(said: dict[str, Any] | None) -> JobSettings:
             code="unknown_parameter" if is_unknown else "invalid_value",
             param=f"tunesmith.{found.param}" if found.param else "tunesmith",
         ) from error
+
+
+def _with_tuples(value: Any) -> Any:
+    """Return a JSON value with tuples in place of lists, as specs hold them."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(one) for key, one in value.items()}
+    return tuple(_with_tuples(one) for one in value) if isinstance(value, list) else value

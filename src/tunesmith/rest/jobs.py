@@ -13,22 +13,35 @@ from tunesmith.record.database import Database
 from tunesmith.record.job_events import JobEvent, list_events
 from tunesmith.record.jobs import Job, JobFilter, JobStateError, list_jobs
 from tunesmith.record.pages import Listed, Page
+from tunesmith.rest.bodies import read_body
 from tunesmith.rest.caller import Caller
 from tunesmith.rest.errors import WireError, WireFault
 from tunesmith.rest.files import FromCaller, FromPlatform
+from tunesmith.rest.job_creation import create_job
+from tunesmith.rest.job_request import CreateJob, check_request
 from tunesmith.rest.jobs_lookup import check_job_id, find_job, job_not_found
 from tunesmith.rest.jobs_wire import WireJob, WireJobEvent, wire_event, wire_job
+from tunesmith.rest.metadata import METADATA_PARAMETER, metadata_filter
 from tunesmith.rest.paging import After, Limit, WireList, list_of, page_of
+from tunesmith.rest.schema import json_body
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 
 
-@router.get("")
+@router.post("", openapi_extra=json_body(CreateJob))
+async def create_fine_tuning_job(http: Request, caller: FromCaller) -> WireJob:
+    """Create a job: its files are looked at, then it waits for a worker."""
+    request = check_request(await read_body(http, CreateJob))
+    return wire_job(await create_job(http, request), caller.organization_id)
+
+
+@router.get("", openapi_extra={"parameters": [METADATA_PARAMETER]})
 async def list_fine_tuning_jobs(
-    platform: FromPlatform, caller: FromCaller, limit: Limit = 20, after: After = None
+    http: Request, platform: FromPlatform, caller: FromCaller, limit: Limit = 20, after: After = None
 ) -> WireList[WireJob]:
     """List the jobs of the caller's project, the newest first."""
-    wanted = JobFilter(caller.project_id)
+    asked = metadata_filter(http)
+    wanted = JobFilter(caller.project_id, asked.pairs, without_metadata=asked.without)
     found = await asyncio.to_thread(_listed, platform.database, wanted, page_of(limit, after, "desc"))
     jobs = [wire_job(job, caller.organization_id) for job in found.items]
     return list_of(jobs, has_more=found.has_more)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model
 
@@ -21,13 +21,15 @@ JOB_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 #: A job's rows are its files, and nothing else on this machine.
 _OUTSIDE = ("path", "sources", "mixing_temperature", "replay", "validation_path", "test_path")
+#: The API's files have forms of their own, and one broken row fails a job.
+_OF_FORMS = ("format", "mapping", "on_problem")
 #: The API has fields for these.
 _NAMED_ELSEWHERE = ("epochs", "batch_size")
 #: What other work on the machine needs is not for a job to say.
 _OF_THE_MACHINE = ("memory_bytes",)
 
 
-def _narrowed(name: str, spec: type[Spec], without: Collection[str], defaults: Mapping[str, Any]) -> Any:
+def _narrowed(name: str, spec: type[Spec], without: Collection[str], defaults: Mapping[str, Any]) -> type[Spec]:
     """Return a spec with fewer settings, and some other defaults."""
     kept: dict[str, Any] = {}
     for key, field in spec.model_fields.items():
@@ -40,9 +42,14 @@ def _narrowed(name: str, spec: type[Spec], without: Collection[str], defaults: M
     return create_model(name, __base__=Spec, __doc__=spec.__doc__, **kept)
 
 
-JobData = _narrowed("JobData", DataSpec, _OUTSIDE, JOB_DEFAULTS["data"])
-JobOptimisation = _narrowed("JobOptimisation", OptimisationSpec, _NAMED_ELSEWHERE, JOB_DEFAULTS["optimisation"])
-JobLimits = _narrowed("JobLimits", LimitsSpec, _OF_THE_MACHINE, {})
+if TYPE_CHECKING:  # to a checker they are the specs that they are drawn from
+    JobData = DataSpec
+    JobOptimisation = OptimisationSpec
+    JobLimits = LimitsSpec
+else:
+    JobData = _narrowed("JobData", DataSpec, (*_OUTSIDE, *_OF_FORMS), JOB_DEFAULTS["data"])
+    JobOptimisation = _narrowed("JobOptimisation", OptimisationSpec, _NAMED_ELSEWHERE, JOB_DEFAULTS["optimisation"])
+    JobLimits = _narrowed("JobLimits", LimitsSpec, _OF_THE_MACHINE, {})
 
 
 class JobSettings(Spec):
