@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.chat_rows import RowCheck, check_learnable, read_chat
 from tunesmith.data.problems import MAX_LISTED, RowProblem
 from tunesmith.data.readers import read_rows
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
+from tunesmith.runs.job_examples import EXTRA_KEY, Fault, Form, Looked, form_of, look_at
 
 FEWEST_EXAMPLES = 10
 #: OpenAI's rule for `n_epochs`: about three, more for small files, fewer for large ones.
 _EPOCHS, _FEWEST_SEEN, _MOST_SEEN, _MOST_EPOCHS = 3, 100, 25_000, 25
 _BATCH_SHARE, _LARGEST_BATCH = 0.002, 256
+
+
+#: Forms that a method learns from, and how the service calls each form and the method that it is for.
+_FORMS: Mapping[str, tuple[Form, ...]] = {
+    "supervised": ("chat", "prompt"),
+    "dpo": ("preference",),
+    "reinforcement": ("chat",),
+}
+_FORM_NAMES: Mapping[Form, tuple[str, str]] = {
+    "chat": ("fine-tune-chat", "supervised"),
+    "preference": ("fine-tune-preference", "dpo"),
+    "prompt": ("fine-tune-prompt", "supervised"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,48 +42,85 @@ class JobFile:
     param: str
 
 
-def check_file(file: JobFile, method: str) -> int:
-    """Return how many examples a file holds.
+@dataclass(frozen=True, slots=True)
+class CheckedFile:
+    """A file that is good: how many examples it holds, and what its user should know."""
+
+    examples: int
+    notes: tuple[str, ...] = ()
+
+
+def check_file(file: JobFile, method: str) -> CheckedFile:
+    """Look at all examples of a file.
 
     Raises:
-        DataError: it can't be used for the method; the message names the first line, `problems` further ones.
+        DataError: it can't be used for the method; the message names the first example, `problems` further ones.
     """
-    count = 0
-    problems: list[str] = []
-    forms = set()
-    for row in read_rows(file.path):
+    count = without_question = 0
+    problems: list[tuple[str, str | None]] = []
+    forms: dict[Form, str] = {}
+    for row in _rows(file):
         count += 1
         if isinstance(row, Row):
-            forms.add(_form(row.values))
-            found = _problems(row)
+            place = f"Example {count} (line {row.place.line})"
+            form = form_of(row.values)
+            forms.setdefault(form, place)
+            looked = look_at(row) if form in _FORMS[method] else Looked([])
         else:
-            found = [row]
-        problems += [f"Line {one.place.line or count}: {one.reason}" for one in found]
-        if len(problems) >= MAX_LISTED:
+            place = f"Example {count} (line {row.place.line or count})"
+            looked = Looked([Fault(f" cannot be parsed. Error: {row.reason}")])
+        problems += [(place + fault.text, fault.code) for fault in looked.faults]
+        without_question += not looked.has_a_question
+        if len(problems) >= MAX_LISTED or len(forms) > 1:
             break
-    if method == "supervised" and forms == {"preference"}:
-        raise _refused(
-            file,
-            f"Input file {file.id} is in the fine-tune-preference format, but the specified fine-tuning job is not "
-            f"using 'dpo' as the training method (provided method={method}).",
-        )
-    if len(forms) > 1:
-        raise _refused(
-            file,
-            "Unexpected file format, expected either prompt/completion pairs or chat messages, one form in a file.",
-        )
+    _check_forms(file, method, forms)
     if problems:
-        kind = "training" if file.param == "training_file" else "validation"
-        first = f"The job failed due to an invalid {kind} file. Invalid file format. {problems[0]}"
-        raise _refused(file, first, tuple(problems[1:MAX_LISTED]))
+        raise _refused(file, problems)
     if file.param == "training_file" and count < FEWEST_EXAMPLES:
-        raise DataError(
-            f"Training file has {count} example(s), but must have at least {FEWEST_EXAMPLES} examples",
-            fix="Add examples.",
-            code="invalid_n_examples",
-            param=file.param,
+        raise _too_few(count)
+    notes = []
+    if without_question:
+        notes.append(f"{without_question:,} example(s) in {file.id} have no system or user message")
+    return CheckedFile(count, tuple(notes))
+
+
+def _rows(file: JobFile) -> Iterator[Row | RowProblem]:
+    """Yield the rows of a file.
+
+    Raises:
+        DataError: it can't be read as rows at all, or holds none.
+    """
+    try:
+        yield from read_rows(file.path)
+    except DataError as error:
+        if error.code == "too_few_examples":
+            raise _too_few(0, file.param) from error
+        raise _refused(file, [(error.message, None)]) from error
+
+
+def _check_forms(file: JobFile, method: str, forms: Mapping[Form, str]) -> None:
+    """Refuse a file of several forms, or of one that the method doesn't learn from.
+
+    Raises:
+        DataError: it is one.
+    """
+    if len(forms) > 1:
+        first, other = forms
+        told = (
+            "Unexpected file format, expected either prompt/completion pairs or chat messages. "
+            f"{forms[other]} is in the {_FORM_NAMES[other][0]} format, unlike those before it ({_FORM_NAMES[first][0]})"
         )
-    return count
+        raise _refused(file, [(told, None)])
+    for form in forms:
+        if form not in _FORMS[method]:
+            name, wanted = _FORM_NAMES[form]
+            raise DataError(
+                f"Input file {file.id} is in the {name} format, but the specified fine-tuning job is not using "
+                f"'{wanted}' as the training method (provided method={method}).",
+                fix="Give a file for the method.",
+                code=f"invalid_{file.param}",
+                param=file.param,
+            )
 
 
 def resolved(hyperparameters: Mapping[str, Any] | None, examples: int) -> dict[str, Any]:
@@ -94,29 +144,31 @@ def resolved(hyperparameters: Mapping[str, Any] | None, examples: int) -> dict[s
     return {**usual, **asked}
 
 
-def _form(values: Mapping[str, Any]) -> str:
-    if "messages" in values:
-        return "chat"
-    return "preference" if "input" in values or "preferred_output" in values else "prompt"
-
-
-def _problems(row: Row) -> list[RowProblem]:
-    """Return what is wrong with an example."""
-    check = RowCheck(row.place)
-    if _form(row.values) == "prompt" and {"prompt", "completion"} <= row.values.keys():
-        for key in ("prompt", "completion"):
-            if not isinstance(row.values[key], str):
-                check.refuse(key, "isn't a text", "Write a text.", "wrong_type")
-        return check.problems
-    if "messages" not in row.values:
-        check.refuse("", "missing key 'messages'", "Write a list of messages.", "no_messages")
-        return check.problems
-    conversation = read_chat(row.values, check)
-    if conversation is not None:
-        check_learnable(conversation.messages, "messages", check)
-    return check.problems
-
-
-def _refused(file: JobFile, message: str, problems: tuple[str, ...] = ()) -> DataError:
+def _refused(file: JobFile, problems: Sequence[tuple[str, str | None]]) -> DataError:
+    """Return the error for what is wrong with examples: texts, with the service's codes where it has one."""
     kind = "training" if file.param == "training_file" else "validation"
-    return DataError(message, fix="Mend the file.", code=f"invalid_{kind}_file", param=file.param, problems=problems)
+    first, code = problems[0]
+    if code == EXTRA_KEY:
+        why = f"a file format error in the {kind} file"
+    else:
+        why = f"an invalid {kind} file. Invalid file format"
+    if code is None or file.param != "training_file":
+        code = f"invalid_{file.param}"
+    return DataError(
+        f"The job failed due to {why}. {first}",
+        fix="Mend the file.",
+        code=code,
+        param=file.param,
+        problems=tuple(text for text, _ in problems[1:MAX_LISTED]),
+    )
+
+
+def _too_few(count: int, param: str = "training_file") -> DataError:
+    kind = "Training" if param == "training_file" else "Validation"
+    fewest = FEWEST_EXAMPLES if param == "training_file" else 1
+    return DataError(
+        f"{kind} file has {count} example(s), but must have at least {fewest} examples",
+        fix="Add examples.",
+        code="invalid_n_examples",
+        param=param,
+    )

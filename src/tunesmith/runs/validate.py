@@ -29,6 +29,9 @@ from tunesmith.runs.job_validation import JobFile, check_file, resolved
 
 _log = logging.getLogger(__name__)
 
+#: Content that no attempt will find whole.
+_LOST = frozenset({"missing_content", "damaged_content"})
+
 
 def validate_job(job: Job, database: Database, store: Store) -> None:
     """Look at the files of a job that was taken for it, and queue the job or let it fail.
@@ -39,14 +42,15 @@ def validate_job(job: Job, database: Database, store: Store) -> None:
     method = str(job.method.get("type", "supervised"))
     try:
         with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
-            examples = _check_files(job, method, store, Path(folder))
+            examples, notes = _check_files(job, method, store, Path(folder))
     except DataError as error:
         _end(database, job, error)
         return
     numbers = resolved(job.hyperparameters, examples)
     with database.write() as connection:
         job = fenced(connection, job.id, job.fence)
-        add_events(connection, job.id, [job_words.validated()])
+        told = [job_words.note(note, "warning") for note in notes]
+        add_events(connection, job.id, [*told, job_words.validated()])
         move_job(
             connection,
             job,
@@ -58,15 +62,42 @@ def validate_job(job: Job, database: Database, store: Store) -> None:
         )
 
 
-def _check_files(job: Job, method: str, store: Store, folder: Path) -> int:
+def _check_files(job: Job, method: str, store: Store, folder: Path) -> tuple[int, tuple[str, ...]]:
+    """Return how many examples there are to learn from, and what the job's user should know.
+
+    Raises:
+        DataError: a file can't be used.
+        StorageError: the store can't be read.
+    """
     training = JobFile(job.training_file, folder / "training.jsonl", "training_file")
-    store.fetch(job.training_sha256, training.path)
-    examples = check_file(training, method)
+    _fetch(store, job.training_sha256, training)
+    checked = check_file(training, method)
+    notes = checked.notes
     if job.validation_sha256 is not None and job.validation_file is not None:
         validation = JobFile(job.validation_file, folder / "validation.jsonl", "validation_file")
-        store.fetch(job.validation_sha256, validation.path)
-        check_file(validation, method)
-    return examples
+        _fetch(store, job.validation_sha256, validation)
+        notes += check_file(validation, method).notes
+    return checked.examples, notes
+
+
+def _fetch(store: Store, sha256: str, file: JobFile) -> None:
+    """Copy a file's content here; it is hashed on its way.
+
+    Raises:
+        DataError: it is lost, or isn't what was uploaded.
+        StorageError: the store can't be read.
+    """
+    try:
+        store.fetch(sha256, file.path)
+    except StorageError as error:
+        if error.code not in _LOST:
+            raise
+        raise DataError(
+            f"The content of {file.id} is lost or has changed since it was uploaded.",
+            fix="Upload the file again.",
+            code=error.code,
+            param=file.param,
+        ) from error
 
 
 def _shown(job: Job, method: str, numbers: dict[str, Any]) -> dict[str, Any]:
