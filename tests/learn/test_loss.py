@@ -42,8 +42,10 @@ def test_sum_losses_and_gradients_equal_those_over_whole_logits(case):
     projection = Projection(weight, bias, case["scale"], case["softcap"])
     leaves = [leaf for leaf in (hidden, weight, bias) if leaf is not None and leaf.requires_grad]
 
+    hits = torch.full((size,), -1.0)
+
     total, losses = projected_cross_entropy(
-        hidden, projection, targets, factors, chunk_tokens=case["chunk"], label_smoothing=case["smoothing"]
+        hidden, projection, targets, factors, chunk_tokens=case["chunk"], label_smoothing=case["smoothing"], hits=hits
     )
     ours = torch.autograd.grad(3 * total, leaves)
 
@@ -56,6 +58,7 @@ def test_sum_losses_and_gradients_equal_those_over_whole_logits(case):
     torch.testing.assert_close(losses, plain.detach(), rtol=1e-10, atol=1e-10)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert torch.equal(hits, (logits.argmax(-1) == targets).float())
 
 
 def test_bfloat16_is_as_close_as_its_own_rounding():

@@ -36,6 +36,7 @@ def projected_cross_entropy(
     *,
     chunk_tokens: int | None = None,
     label_smoothing: float = 0.0,
+    hits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted sum of the targets' losses (natural log), differentiable, and each target's plain loss.
 
@@ -49,12 +50,13 @@ def projected_cross_entropy(
         chunk_tokens: targets projected at once: memory against speed, never the result.
         label_smoothing: share e of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
             2015, arXiv:1512.00567, section 7): the sum's losses become `(1 - e) nll + e mean over the vocabulary`.
+        hits: (M,) is filled: 1 where no token is likelier than the target, 0 elsewhere.
 
     Returns:
         The sum (scalar) and the single losses (M,), unweighted and unsmoothed, in at least float32, without gradient.
     """
     chunk_tokens = chunk_tokens or default_chunk_tokens(projection)
-    settings = _Settings(projection, chunk_tokens, label_smoothing, torch.is_grad_enabled())
+    settings = _Settings(projection, chunk_tokens, label_smoothing, torch.is_grad_enabled(), hits)
     total, losses = _ProjectedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, projection.weight, projection.bias, targets, weights, settings
     )
@@ -67,6 +69,7 @@ class _Settings:
     chunk_tokens: int
     label_smoothing: float
     differentiable: bool
+    hits: Tensor | None = None
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
@@ -98,7 +101,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                 torch.mm(hidden[part], used.t(), out=chunk)
             else:
                 torch.addmm(used_bias, hidden[part], used.t(), out=chunk)
-            objective[part], losses[part] = _losses(chunk, targets[part], weights[part], settings, with_gradient)
+            objective[part], losses[part] = _losses(chunk, targets[part], weights[part], settings, with_gradient, part)
             if grad_hidden is not None:
                 torch.mm(chunk, used, out=grad_hidden[part])
             if grad_weight is not None:
@@ -120,9 +123,12 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
 
 
 def _losses(
-    logits: Tensor, targets: Tensor, weights: Tensor, settings: _Settings, with_gradient: bool
+    logits: Tensor, targets: Tensor, weights: Tensor, settings: _Settings, with_gradient: bool, place: slice
 ) -> tuple[Tensor, Tensor]:
-    """Return a chunk's losses, smoothed and plain; `logits` (C, V) become the weighted sum's gradient by them."""
+    """Return a chunk's losses, smoothed and plain; `logits` (C, V) become the weighted sum's gradient by them.
+
+    `place` is where the chunk's targets stand among all.
+    """
     rows = _CACHED_ROWS if logits.device.type == "cpu" else len(logits)
     precise = torch.promote_types(logits.dtype, torch.float32)
     room = torch.empty(min(rows, len(logits)), logits.shape[1], dtype=precise, device=logits.device)
@@ -135,6 +141,9 @@ def _losses(
         slope = projection.shape(values)
         values -= values.amax(-1, keepdim=True)
         at_target = values.gather(1, target).squeeze(1)
+        if settings.hits is not None:
+            # The likeliest token stands at zero now.
+            settings.hits[place][part] = (at_target == 0).to(settings.hits.dtype)
         mean = values.mean(-1) if share else at_target
         total = values.exp_().sum(-1, keepdim=True)
         log_total = total.squeeze(1).log()

@@ -76,7 +76,12 @@ class TreeModel:
         return torch.cat([parts[index] for index in range(len(tree.segments))])
 
     def loss(
-        self, tree: TokenTree, *, chunk_tokens: int | None = None, label_smoothing: float = 0.0
+        self,
+        tree: TokenTree,
+        *,
+        chunk_tokens: int | None = None,
+        label_smoothing: float = 0.0,
+        hits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the sum of the learnt tokens' losses, and each target's plain loss (M,), in nats.
 
@@ -84,6 +89,7 @@ class TreeModel:
             tree: the batch.
             chunk_tokens: targets projected to the vocabulary at once; None: what suits the device.
             label_smoothing: share of each target's probability that the sum spreads over the vocabulary.
+            hits: (M,) is filled: 1 where no token is likelier than the target, 0 elsewhere.
         """
         hidden = self.hidden_states(tree)
         device = hidden.device
@@ -94,6 +100,7 @@ class TreeModel:
             tree.target_weight.to(device),
             chunk_tokens=chunk_tokens,
             label_smoothing=label_smoothing,
+            hits=hits,
         )
 
     @torch.no_grad()

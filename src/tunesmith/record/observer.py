@@ -12,7 +12,7 @@ class StepReport:
     """One optimiser step of `steps`: `loss` in nats a learnt token; `tokens` counts the rows' tokens so far.
 
     `tokens_per_second` is over the last steps, `remaining_seconds` an estimate of the training's end. After a step that
-    `validates`, a validation follows.
+    `validates`, a validation follows. `accuracy` is the share of learnt tokens than which no other was likelier.
     """
 
     step: int
@@ -24,6 +24,7 @@ class StepReport:
     remaining_seconds: float
     validation_loss: float | None = None
     validates: bool = False
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 
+from tunesmith.data.problems import MAX_LISTED
 from tunesmith.errors import StorageError
 from tunesmith.record.database import Database
 from tunesmith.record.events import Event
@@ -21,12 +23,16 @@ from tunesmith.record.lines import JsonLines
 from tunesmith.record.observer import Observer, StepReport
 from tunesmith.runs import job_words
 from tunesmith.runs.folder import RunFolder
+from tunesmith.train.batches import epoch_ends
+from tunesmith.train.settings import step_count
 
 _log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 0.5
 #: How often the time of the end is estimated anew.
 _ESTIMATE_SECONDS = 5
+#: Findings about rows that aren't learnt, or not to their end; others are advice, which the run's report holds.
+_FOUND = frozenset({"cut", "too_long", "nothing_to_learn"})
 
 
 class AttemptRecord:
@@ -113,6 +119,7 @@ class JobObserver(Observer):
         self._record = record
         self._folder = folder
         self._steps = 0
+        self._epoch_ends: frozenset[int] = frozenset()
         self._open: dict[str, Any] | None = None
         self._saved_by_next = 0
         self._estimated_at = 0.0
@@ -123,10 +130,13 @@ class JobObserver(Observer):
         """See `Observer`."""
         if event.type == "plan":
             self._steps = int(event.data["steps"])
+            self._epoch_ends = whole_epochs(event.data["rows"], event.data["batch_size"], event.data["epochs"])
+        elif event.type == "data_prepared":
+            self._tell_of_rows(event.data["report"])
         elif event.type == "run_resumed":
             self._tell_again()
         elif event.type == "validation":
-            self._validated(event.data["validation_loss"])
+            self._validated(event.data)
         elif event.level == "warning" and event.type != "plain_template":
             self._record.tell(job_words.note(event.message, event.level))
 
@@ -138,6 +148,8 @@ class JobObserver(Observer):
         self._saved_by_next = report.step if report.validates else 0
         self.tell_open()
         self._open = {"step": report.step, "total_steps": report.steps, "train_loss": report.loss}
+        if report.accuracy is not None:
+            self._open["train_mean_token_accuracy"] = report.accuracy
         if time.monotonic() - self._estimated_at > _ESTIMATE_SECONDS:
             self._estimated_at = time.monotonic()
             self._record.note(estimated_finish=int(time.time() + report.remaining_seconds))
@@ -150,28 +162,69 @@ class JobObserver(Observer):
             self._record.tell(job_words.step(self._open))
             self.metrics, self._open = self._open, None
 
-    def _validated(self, loss: float) -> None:
+    def _validated(self, figures: Mapping[str, Any]) -> None:
         if self._open is not None:
-            self._open |= {"valid_loss": loss, "full_valid_loss": loss}
+            self._open |= validation_metrics(figures, is_epoch_end=self._open["step"] in self._epoch_ends)
         self.tell_open()
+
+    def _tell_of_rows(self, report: Mapping[str, Any]) -> None:
+        """Tell, at a run's first attempt, which rows aren't learnt as they are."""
+        if self._folder.metrics_file.exists() and self._folder.metrics_file.stat().st_size:
+            return
+        for finding in (one for one in report["findings"] if one["code"] in _FOUND):
+            lines = ", ".join(str(place.get("line", place.get("row"))) for place in finding["places"])
+            self._record.tell(job_words.note(f"{finding['message']}{f' Lines: {lines}.' if lines else ''}", "warning"))
+        dropped = [row for row in report["dropped_rows"] if row["code"] not in _FOUND]
+        if dropped:
+            listed = "; ".join(_place_and_reason(row) for row in dropped[:MAX_LISTED])
+            more = f"; and {len(dropped) - MAX_LISTED} more" if len(dropped) > MAX_LISTED else ""
+            self._record.tell(job_words.note(f"{len(dropped)} example(s) aren't learnt: {listed}{more}", "warning"))
 
     def _tell_again(self) -> None:
         """Tell of the steps up to the checkpoint that an attempt goes on from; those that are told stay as they are."""
-        steps = step_metrics(self._folder, self._steps)
+        steps = step_metrics(self._folder, self._steps, self._epoch_ends)
         for metrics in steps:
             self._record.tell(job_words.step(metrics))
         self.metrics = steps[-1] if steps else {}
         self._record.tell(job_words.resumed(len(steps)))
 
 
-def step_metrics(folder: RunFolder, total_steps: int) -> list[dict[str, Any]]:
-    """Return the figures of each step that a run has on file, under the names of the API."""
+def _place_and_reason(row: Mapping[str, Any]) -> str:
+    """Return where a row that was left out stands, and why it was; where files lie is nothing for the API's users."""
+    file = Path(row["file"])
+    return f"{file.name}, line {row.get('line', row.get('row'))} {row['reason'].replace(f'{file.parent}/', '')}"
+
+
+def step_metrics(folder: RunFolder, total_steps: int, epoch_ends: Collection[int]) -> list[dict[str, Any]]:
+    """Return the figures of each step that a run has on file, under the names of the API.
+
+    Args:
+        folder: of the run.
+        total_steps: of the whole training.
+        epoch_ends: the steps after which a pass over the rows is done.
+    """
     found: dict[int, dict[str, Any]] = {}
     for row in JsonLines(folder.metrics_file).rows():
         step = int(row["step"])
         metrics = found.setdefault(step, {"step": step, "total_steps": total_steps})
-        if row.get("loss") is not None:
-            metrics["train_loss"] = row["loss"]
-        if row.get("validation_loss") is not None:
-            metrics |= {"valid_loss": row["validation_loss"], "full_valid_loss": row["validation_loss"]}
+        for ours, theirs in (("loss", "train_loss"), ("accuracy", "train_mean_token_accuracy")):
+            if row.get(ours) is not None:
+                metrics[theirs] = row[ours]
+        metrics |= validation_metrics(row, is_epoch_end=step in epoch_ends)
     return [found[step] for step in sorted(found) if "train_loss" in found[step]]
+
+
+def validation_metrics(figures: Mapping[str, Any], *, is_epoch_end: bool) -> dict[str, float]:
+    """Return a validation's figures under the names of the API; it always measures all rows."""
+    found = {}
+    for ours, theirs in (("validation_loss", "valid_loss"), ("validation_accuracy", "valid_mean_token_accuracy")):
+        if figures.get(ours) is not None:
+            found[theirs] = figures[ours]
+            if is_epoch_end:
+                found[f"full_{theirs}"] = figures[ours]
+    return found
+
+
+def whole_epochs(rows: int, batch_size: int, epochs: float) -> frozenset[int]:
+    """Return the steps after which a pass over the rows is done, the last step among them."""
+    return epoch_ends(rows, batch_size, epochs) | {step_count(rows, batch_size, epochs)}

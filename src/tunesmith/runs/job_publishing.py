@@ -17,7 +17,7 @@ from tunesmith.record.job_events import JobCheckpoint, add_checkpoint, add_event
 from tunesmith.record.jobs import Job, move_job
 from tunesmith.record.store import Store
 from tunesmith.runs import job_words
-from tunesmith.runs.attempt_record import AttemptRecord, JobObserver, step_metrics
+from tunesmith.runs.attempt_record import AttemptRecord, JobObserver, step_metrics, whole_epochs
 from tunesmith.runs.execute import Snapshots
 from tunesmith.runs.folder import RunFolder
 
@@ -31,6 +31,7 @@ _COLUMNS = {
     "valid_loss": "valid_loss",
     "valid_mean_token_accuracy": "valid_mean_token_accuracy",
     "full_valid_loss": "full_valid_loss",
+    "full_valid_mean_token_accuracy": "full_valid_mean_token_accuracy",
 }
 
 
@@ -73,7 +74,10 @@ def publish(record: AttemptRecord, folder: RunFolder, version: ModelVersion, hom
         StorageError: the record or the store can't be written.
     """
     train = version.made.summary["train"]
-    steps = step_metrics(folder, train["steps"])
+    optimisation = folder.spec().optimisation
+    rows = version.made.summary["data"]["train"]
+    ends = whole_epochs(rows, int(optimisation.batch_size), float(optimisation.epochs))
+    steps = step_metrics(folder, train["steps"], ends)
     blob = store.add(_csv(steps).encode())
     with record.write() as (connection, job):
         old = _with_result_checkpoint(connection, job, version, steps[-1] if steps else {"step": train["steps"]})

@@ -31,7 +31,7 @@ from tunesmith.train.rehearsal import Rehearsal, by_step, rehearse
 from tunesmith.train.row_losses import RowLossLog, row_means
 from tunesmith.train.settings import numbers
 from tunesmith.train.sft import Row
-from tunesmith.train.stepping import Stepper, told_when_out_of_memory
+from tunesmith.train.stepping import Computed, Stepper, told_when_out_of_memory
 from tunesmith.train.validation import Scoring, Validator, check_finite, judge
 
 #: The speed that is shown is the mean over this many steps.
@@ -266,23 +266,30 @@ class Loop:
             step_seconds=self._state.step_seconds + seconds,
         )
         self._records.row_losses.add(number, row_numbers, row_means(rows, computed.sequence_losses))
-        self._report(computed.loss, rate)
+        self._report(computed, rate)
 
-    def _report(self, loss: float, rate: float) -> None:
+    def _report(self, computed: Computed, rate: float) -> None:
         speed = sum(tokens for tokens, _ in self._recent) / sum(seconds for _, seconds in self._recent)
         state = self._state
-        self._records.metrics.add(state.step, loss=loss, learning_rate=rate, tokens_per_second=speed)
+        self._records.metrics.add(
+            state.step,
+            loss=computed.loss,
+            accuracy=computed.accuracy,
+            learning_rate=rate,
+            tokens_per_second=speed,
+        )
         left = len(self._schedule) - state.step
         self._records.observer.step(
             StepReport(
                 step=state.step,
                 steps=len(self._schedule),
-                loss=loss,
+                loss=computed.loss,
                 learning_rate=rate,
                 tokens=state.tokens,
                 tokens_per_second=speed,
                 remaining_seconds=state.seconds / state.step * left,
                 validates=self._validates_after(state.step),
+                accuracy=computed.accuracy,
             )
         )
 

@@ -23,6 +23,8 @@ from tunesmith.specs.tune import LearningSpec
 from tunesmith.train.memory import PeakMemory, is_out_of_memory
 from tunesmith.train.packing import microbatches
 
+#: A sequence's loss and its hits, each summed over its learnt tokens.
+_Sums = tuple[float, float]
 #: Told the old way, the new way and what the failure said, each time that passes shrink.
 Replanned = Callable[[Passes, Passes, str], None]
 
@@ -33,7 +35,8 @@ class Computed:
 
     `loss` is the mean over the `learnt_tokens`, in nats, without label smoothing; `sequence_losses` are its parts, the
     sum over each sequence's learnt tokens, in the sequences' order. `tokens` counts the sequences' tokens as if nothing
-    were shared; `seconds` is the time of the attempt that worked.
+    were shared; `seconds` is the time of the attempt that worked. `accuracy` is the share of learnt tokens for which no
+    other was likelier.
     """
 
     loss: float
@@ -41,6 +44,7 @@ class Computed:
     learnt_tokens: int
     tokens: int
     seconds: float
+    accuracy: float
 
 
 class Stepper:
@@ -171,22 +175,27 @@ class Stepper:
     def _sum_gradients(self, sequences: Sequence[Rendered]) -> Computed:
         started = time.perf_counter()
         learnt = sum(sequence.learnt_tokens for sequence in sequences)
-        losses: dict[int, float] = {}
+        losses: dict[int, _Sums] = {}
         for part in microbatches(sequences, self._passes.tokens_per_pass):
             losses |= self._add_gradients(part, learnt)
         return _computed(losses, sequences, started)
 
-    def _add_gradients(self, part: Sequence[Rendered], learnt: int) -> dict[int, float]:
-        """Add one pass's share of the gradient of a mean over `learnt` tokens; return the sequences' losses."""
+    def _add_gradients(self, part: Sequence[Rendered], learnt: int) -> dict[int, _Sums]:
+        """Add one pass's share of the gradient of a mean over `learnt` tokens; return the sequences' sums."""
         tree = build_tree(part)
+        hits = self._room_for_hits(tree)
         with embedding_noise(self._model, tree, self._learning.embedding_noise):
             total, singles = self._model.loss(
                 tree,
                 chunk_tokens=self._passes.loss_chunk_tokens,
                 label_smoothing=self._learning.label_smoothing,
+                hits=hits,
             )
             (total / learnt).backward()  # type: ignore[no-untyped-call]
-        return _by_identity(part, tree, singles)
+        return _by_identity(part, tree, singles, hits)
+
+    def _room_for_hits(self, tree: TokenTree) -> Tensor:
+        return torch.empty(len(tree.target_ids), dtype=torch.float32, device=self.device)
 
     @torch.no_grad()
     def _sum_losses(self, sequences: Sequence[Rendered], on_progress: Callable[[int], None]) -> Computed:
@@ -194,13 +203,14 @@ class Stepper:
         model = self._model.model
         was_training = model.training
         model.eval()
-        losses: dict[int, float] = {}
+        losses: dict[int, _Sums] = {}
         done = 0
         try:
             for part in microbatches(sequences, self._passes.tokens_per_pass):
                 tree = build_tree(part)
-                _, singles = self._model.loss(tree, chunk_tokens=self._passes.loss_chunk_tokens)
-                losses |= _by_identity(part, tree, singles)
+                hits = self._room_for_hits(tree)
+                _, singles = self._model.loss(tree, chunk_tokens=self._passes.loss_chunk_tokens, hits=hits)
+                losses |= _by_identity(part, tree, singles, hits)
                 done += len(part)
                 on_progress(done)
         finally:
@@ -208,16 +218,18 @@ class Stepper:
         return _computed(losses, sequences, started)
 
 
-def _by_identity(part: Sequence[Rendered], tree: TokenTree, losses: Tensor) -> dict[int, float]:
-    """Return each sequence's loss by the sequence's identity: passes have an order of their own."""
-    return {id(sequence): loss for sequence, loss in zip(part, tree.by_sequence(losses).tolist(), strict=True)}
+def _by_identity(part: Sequence[Rendered], tree: TokenTree, losses: Tensor, hits: Tensor) -> dict[int, _Sums]:
+    """Return each sequence's sums by the sequence's identity: passes have an order of their own."""
+    sums = zip(tree.by_sequence(losses).tolist(), tree.by_sequence(hits).tolist(), strict=True)
+    return {id(sequence): both for sequence, both in zip(part, sums, strict=True)}
 
 
-def _computed(losses: Mapping[int, float], sequences: Sequence[Rendered], started: float) -> Computed:
-    sums = tuple(losses[id(sequence)] for sequence in sequences)
+def _computed(losses: Mapping[int, _Sums], sequences: Sequence[Rendered], started: float) -> Computed:
+    sums = tuple(losses[id(sequence)][0] for sequence in sequences)
+    hits = sum(losses[id(sequence)][1] for sequence in sequences)
     learnt = sum(sequence.learnt_tokens for sequence in sequences)
     tokens = sum(len(sequence.token_ids) for sequence in sequences)
-    return Computed(sum(sums) / learnt, sums, learnt, tokens, time.perf_counter() - started)
+    return Computed(sum(sums) / learnt, sums, learnt, tokens, time.perf_counter() - started, hits / learnt)
 
 
 @contextmanager

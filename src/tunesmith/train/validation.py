@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tunesmith.chat.renderer import Rendered
 from tunesmith.errors import RunError
@@ -13,7 +14,7 @@ from tunesmith.record.metrics import MetricsLog
 from tunesmith.record.observer import Observer
 from tunesmith.train.checkpoints import LoopState
 from tunesmith.train.sft import Row
-from tunesmith.train.stepping import Stepper
+from tunesmith.train.stepping import Computed, Stepper
 from tunesmith.train.watch import find_overfitting
 
 _OVERFITTING = "overfitting"
@@ -45,7 +46,7 @@ class Validator:
         rows: rows that aren't learnt from; without any, there is no loss.
         scoring: also scores answers; what it says then decides.
         events: gets `validation`, and `overfitting` at most once.
-        metrics: gets `validation_loss` and `validation_score`.
+        metrics: gets `validation_loss`, `validation_accuracy` and `validation_score`.
         observer: sees progress.
     """
 
@@ -69,34 +70,33 @@ class Validator:
         Raises:
             RunError: the loss isn't a finite number (`non_finite_loss`), or memory ran out (`out_of_memory`).
         """
-        loss = self._loss(stepper)
-        if loss is None:
+        found = self._computed(stepper)
+        if found is None:
             return Validation()
+        loss = found.loss
         check_finite(loss, f"The validation loss became {loss} after step {step}")
         when = f"after step {step}" if step else "before training"
+        figures: dict[str, Any] = {"validation_loss": loss, "validation_accuracy": found.accuracy}
         if self._scoring is None:
-            self._metrics.add(step, validation_loss=loss)
-            self._events.add("validation", f"Validation loss {loss:.4f} {when}.", step=step, validation_loss=loss)
+            self._metrics.add(step, **figures)
+            self._events.add("validation", f"Validation loss {loss:.4f} {when}.", step=step, **figures)
             self._watch(step)
             return Validation(loss)
         score = self._scoring.measure()
-        self._metrics.add(step, validation_loss=loss, validation_score=score)
+        figures["validation_score"] = score
+        self._metrics.add(step, **figures)
         self._events.add(
-            "validation",
-            f"Validation loss {loss:.4f}, {self._scoring.name} {score:.3f} {when}.",
-            step=step,
-            validation_loss=loss,
-            validation_score=score,
+            "validation", f"Validation loss {loss:.4f}, {self._scoring.name} {score:.3f} {when}.", step=step, **figures
         )
         self._watch(step)
         return Validation(loss, score)
 
-    def _loss(self, stepper: Stepper) -> float | None:
-        """Return the mean loss over the validation rows' learnt tokens, or None without such rows."""
+    def _computed(self, stepper: Stepper) -> Computed | None:
+        """Return what the validation rows' learnt tokens come to, or None without such rows."""
         total = len(self._sequences)
         if not total:
             return None
-        return stepper.mean_loss(self._sequences, lambda done: self._observer.progress("validating", done, total)).loss
+        return stepper.mean_loss(self._sequences, lambda done: self._observer.progress("validating", done, total))
 
     def _watch(self, step: int) -> None:
         """Speak up once when the model begins to learn its rows by heart."""
