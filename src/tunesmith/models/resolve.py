@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -124,6 +124,24 @@ def resolve_model(name: str, home: Home) -> ResolvedModel:
             code="base_changed",
         )
     return ResolvedModel(base, version)
+
+
+def resolve_start(name: str, home: Home) -> ResolvedModel:
+    """Find what tuning starts from: a base, or a tuned model by its `ft:` name, whose adapter is then tuned further.
+
+    A tuned model that is whole in itself is a base of its own.
+
+    Raises:
+        ModelError: see `resolve_base` and `resolve_model`.
+        StorageError: a conversion or download doesn't fit on the disk.
+    """
+    if not name.startswith("ft:"):
+        return ResolvedModel(resolve_base(name, home), None)
+    version = find_version(name, home)
+    if version.made.kind == "adapter":
+        return resolve_model(version.name, home)
+    whole = resolve_base(str(version.folder), home)
+    return ResolvedModel(replace(whole, short_name=version.made.base_short_name), None)
 
 
 def _unknown_name(name: str, known: list[str], kind: str) -> ModelError:

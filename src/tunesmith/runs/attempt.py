@@ -18,7 +18,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from tunesmith.errors import RunInterrupted, StorageError, TunesmithError
-from tunesmith.models.resolve import resolve_base
+from tunesmith.models.resolve import resolve_start
 from tunesmith.models.size import model_size
 from tunesmith.models.versions import ModelVersion, delete_version, find_version
 from tunesmith.record.atomic import remove_folder
@@ -113,7 +113,7 @@ class Attempt:
         validation = self._fetched(job.validation_sha256, "validation.jsonl") if job.validation_sha256 else None
         spec = job_spec(job, training, validation)
         multiplier = (job.hyperparameters or {}).get("learning_rate_multiplier")
-        size = model_size(resolve_base(spec.base, self._home).folder)
+        size = model_size(resolve_start(spec.base, self._home).base.folder)
         return with_multiplied_rate(spec, multiplier, usual_rate(spec, size.hidden))
 
     def _fetched(self, sha256: str, name: str) -> Path:

@@ -18,7 +18,6 @@ from tunesmith.evaluate.comparison import ArmResult
 from tunesmith.evaluate.verdict import decide
 from tunesmith.learn.step import TreeModel
 from tunesmith.models.adapters.adapter import Adapter
-from tunesmith.models.adapters.attach import add_adapter
 from tunesmith.models.versions import ModelVersion
 from tunesmith.record.events import EventLog
 from tunesmith.record.home import Home
@@ -220,7 +219,7 @@ class _Execution:
         """
         model = self._base.loaded.model
         torch.manual_seed(self._spec.seed)
-        adapter = add_adapter(model, self._spec.adapter)
+        adapter = self._base.add_adapter(self._spec.adapter)
         wish, rows = StopWish(), workshop.data
         looking_back = LookingBack(self._spec, self._base, self._data, self._records)
         self._spec = with_found_rate(self._spec, self._base, adapter, rows, self._folder, self._records)

@@ -11,10 +11,13 @@ import torch
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.data.examples import Conversation
 from tunesmith.errors import DataError
-from tunesmith.models.adapters.attach import base_quantisation
+from tunesmith.models.adapters.adapter import Adapter
+from tunesmith.models.adapters.attach import adapter_in, add_adapter, base_quantisation, go_on_with_adapter
 from tunesmith.models.load import LoadedModel, load_base
-from tunesmith.models.resolve import resolve_base
+from tunesmith.models.quantised import Nf4
+from tunesmith.models.resolve import resolve_start
 from tunesmith.models.size import ModelSize, model_size
+from tunesmith.models.versions import ModelVersion, verify
 from tunesmith.prepare.lengths import RowLength, limit_lengths
 from tunesmith.prepare.pipeline import prepare
 from tunesmith.prepare.prepared import PreparedData
@@ -22,7 +25,7 @@ from tunesmith.prepare.replay import with_replay
 from tunesmith.record.home import Home
 from tunesmith.runs.windows import WINDOW_TOKENS, prepare_windows, training_windows, validation_windows
 from tunesmith.specs.data import DataSpec
-from tunesmith.specs.tune import PretrainSpec, TuneSpec
+from tunesmith.specs.tune import AdapterSpec, PretrainSpec, TuneSpec
 from tunesmith.train.loop import TrainingData
 from tunesmith.train.mixing import mixture
 from tunesmith.train.plan import Plan, make_plan
@@ -35,11 +38,12 @@ _TOKENS_PER_MICROBATCH = {"cpu": 2048, "cuda": 16384}
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base with its chat renderer and its size."""
+    """A loaded base with its chat renderer and its size; `start` is the tuned model whose adapter is tuned further."""
 
     loaded: LoadedModel
     renderer: ChatRenderer
     size: ModelSize
+    start: ModelVersion | None = None
 
     @classmethod
     def load(cls, spec: TuneSpec, home: Home) -> Base:
@@ -48,9 +52,25 @@ class Base:
         Raises:
             ModelError: it can't be found or used.
         """
-        source = resolve_base(spec.base, home)
-        loaded = load_base(source, spec.limits.dtype, quantisation=base_quantisation(spec.adapter))
-        return cls(loaded, ChatRenderer(loaded.tokenizer), model_size(source.folder))
+        found = resolve_start(spec.base, home)
+        if found.version is None:
+            kept = base_quantisation(spec.adapter)
+        else:
+            verify(found.version)
+            said = found.version.made.quantisation
+            kept = None if said is None else Nf4.from_json(said, found.version.name)
+        loaded = load_base(found.base, spec.limits.dtype, quantisation=kept)
+        return cls(loaded, ChatRenderer(loaded.tokenizer), model_size(found.base.folder), found.version)
+
+    def add_adapter(self, spec: AdapterSpec) -> Adapter:
+        """Put what is trained on the model, in place: a fresh adapter, or that of the tuned model to start from.
+
+        Raises:
+            SpecError: it names a layer that the model doesn't have.
+            ModelError: the model can't take it, or the tuned model's files are broken.
+        """
+        model = self.loaded.model
+        return add_adapter(model, spec) if self.start is None else go_on_with_adapter(model, self.start.folder)
 
     def prepare(self, spec: TuneSpec) -> tuple[TuneSpec, PreparedData[Any]]:
         """Read, check and split the data under this base's tokenizer, and replace every `auto` of the spec.
@@ -60,6 +80,9 @@ class Base:
         Raises:
             DataError: the data can't be used.
         """
+        if self.start is not None:
+            own = adapter_in(self.start.folder, self.loaded.model, self.loaded.quantisation)
+            spec = spec.model_copy(update={"adapter": own})
         dtype: Literal["bfloat16", "float32"] = "bfloat16" if self.loaded.dtype == torch.bfloat16 else "float32"
         is_text = isinstance(spec.method, PretrainSpec)
         asked = spec.limits
@@ -88,7 +111,8 @@ class Base:
         hidden = self.loaded.model.config.get_text_config().hidden_size
         optimisation = resolve_optimisation(spec, amount, hidden=hidden)
         changes = {"limits": limits, "optimisation": optimisation, "data": spec.data.with_absolute_paths()}
-        return spec.model_copy(update={**changes, "base": self.loaded.source.name}), prepared
+        name = self.loaded.source.name if self.start is None else self.start.name
+        return spec.model_copy(update={**changes, "base": name}), prepared
 
     def workshop(
         self,

@@ -186,7 +186,9 @@ class TuneSpec(Spec):
     """What a training run is asked for: complete, hashable, replayable."""
 
     base: str = Field(
-        "smollm2-135m", description="The model to start from: an embedded name, a folder, a .gguf file, a Hub id."
+        "smollm2-135m",
+        description="The model to start from: an embedded name, a folder, a .gguf file, a Hub id; or a tuned model's "
+        "`ft:` name, whose adapter is tuned further with its own settings.",
     )
     data: DataSpec = Field(description="The rows to learn from.")
     name: str | None = Field(

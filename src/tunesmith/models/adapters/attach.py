@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import PreTrainedModel
 
 from tunesmith.models.adapters.adapter import Adapter
 from tunesmith.models.adapters.full import train_fully
-from tunesmith.models.adapters.lora import add_lora
+from tunesmith.models.adapters.lora import add_lora, load_lora, read_lora
 from tunesmith.models.quantised import Nf4, quantise_linears
 from tunesmith.specs.tune import AdapterSpec, FullSpec, QloraSpec
 
@@ -30,3 +32,24 @@ def add_adapter(model: PreTrainedModel, spec: AdapterSpec) -> Adapter:
     if isinstance(spec, QloraSpec):
         quantise_linears(model, double_quantisation=spec.double_quantisation)
     return add_lora(model, spec)
+
+
+def adapter_in(folder: Path, model: PreTrainedModel, kept: Nf4 | None) -> AdapterSpec:
+    """Return the settings of the adapter in a folder, as it stands on a base that is kept in 4 bits, or plain.
+
+    Raises:
+        ModelError: the files are missing or broken, or of another kind.
+    """
+    spec = read_lora(folder, model)[0]
+    if kept is None:
+        return spec
+    return QloraSpec(**spec.model_dump(exclude={"kind"}), double_quantisation=kept.double_quantisation)
+
+
+def go_on_with_adapter(model: PreTrainedModel, folder: Path) -> Adapter:
+    """Put the adapter in a folder on `model`, in place, to be tuned further.
+
+    Raises:
+        ModelError: the files are missing or broken, of another kind, or don't fit the base.
+    """
+    return load_lora(model, folder)
