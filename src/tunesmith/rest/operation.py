@@ -108,7 +108,7 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", response_model=dict[str, str])
 async def ready(http: Request) -> Response:
     """Say whether requests can be answered, and what is missing."""
     traffic: Traffic = http.app.state.traffic
@@ -125,7 +125,11 @@ async def ready(http: Request) -> Response:
     return JSONResponse(body, error.status, headers=error.all_headers)
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(http: Request) -> Response:
     """Tell Prometheus what was counted; a key of the server is needed where one is."""
     traffic: Traffic = http.app.state.traffic

@@ -28,6 +28,7 @@ from tunesmith.rest.reading import unsupported
 from tunesmith.rest.response_input import Turn, join_turns, read_items, turns_of
 from tunesmith.rest.response_output import Answer, Head, whole_step
 from tunesmith.rest.response_request import blame, chat_request_of, functions_of, read_response_request
+from tunesmith.rest.response_schema import INPUT_ITEMS, RESPONSE, RESPONSE_OR_STREAM
 from tunesmith.rest.response_stream import ResponseStream
 from tunesmith.rest.response_wire import LOGPROBS, FunctionTool, Include, ResponseRequest
 from tunesmith.rest.schema import json_body
@@ -72,7 +73,7 @@ class _Asked:
         return [i for i, turn in enumerate(self.turns) if i > self.first and turn.message.role == "user"]
 
 
-@router.post("", openapi_extra=json_body(ResponseRequest))
+@router.post("", responses=RESPONSE_OR_STREAM, openapi_extra=json_body(ResponseRequest))
 async def create_response(http: Request, platform: FromPlatform, caller: FromCaller) -> Response:
     """Answer, whole or as a stream of events; the response is stored unless `store` is false."""
     check_content_type(http)
@@ -107,7 +108,7 @@ async def create_response(http: Request, platform: FromPlatform, caller: FromCal
     return _json(response)
 
 
-@router.get("/{response_id}")
+@router.get("/{response_id}", responses=RESPONSE)
 async def retrieve_response(
     response_id: str,
     platform: FromPlatform,
@@ -138,7 +139,7 @@ async def cancel_response(response_id: str, platform: FromPlatform, caller: From
     raise RequestError("Only responses that were created with 'background' can be cancelled.", code="not_background")
 
 
-@router.get("/{response_id}/input_items")
+@router.get("/{response_id}/input_items", responses=INPUT_ITEMS)
 async def list_input_items(
     response_id: str,
     platform: FromPlatform,

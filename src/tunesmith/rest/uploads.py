@@ -28,6 +28,7 @@ from tunesmith.rest.files import (
 from tunesmith.rest.idempotency import id_for
 from tunesmith.rest.intake import Content, PartSink, in_thread, line_error, receive_form
 from tunesmith.rest.platform import Platform
+from tunesmith.rest.schema import json_body
 
 MAX_PART_BYTES = 64 * 2**20
 MAX_UPLOAD_BYTES = 8 * 2**30
@@ -87,13 +88,6 @@ class WirePart(BaseModel):
     upload_id: str
 
 
-def _json_schema(model: type[BaseModel]) -> dict[str, object]:
-    """Return a body's schema for `/openapi.json`; the body itself is read by `read_body`."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
 _PART_SCHEMA = {
     "requestBody": {
         "required": True,
@@ -111,7 +105,7 @@ _PART_SCHEMA = {
 }
 
 
-@router.post("", openapi_extra=_json_schema(CreateUpload))
+@router.post("", openapi_extra=json_body(CreateUpload))
 async def create_upload(http: Request, platform: FromPlatform, caller: FromCaller) -> WireUpload:
     """Begin an upload."""
     body = await read_body(http, CreateUpload)
@@ -157,7 +151,7 @@ async def add_part(upload_id: str, http: Request, platform: FromPlatform, caller
     return WirePart(id=part.id, created_at=part.created_at, upload_id=part.upload_id)
 
 
-@router.post("/{upload_id}/complete", openapi_extra=_json_schema(CompleteUpload))
+@router.post("/{upload_id}/complete", openapi_extra=json_body(CompleteUpload))
 async def complete_upload(upload_id: str, http: Request, platform: FromPlatform, caller: FromCaller) -> WireUpload:
     """Join the parts into a file."""
     body = await read_body(http, CompleteUpload)
