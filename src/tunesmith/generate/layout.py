@@ -1,7 +1,7 @@
 """Attention of one step of the generator: one new token of each growing answer, then chunks of prompts.
 
 Everything that doesn't depend on the layer is made once a step, when a layer first asks for it. Lean layers in bf16 go
-through the kernels where there are some (see `generate.native`). Elsewhere, rows that decode attend to pages where
+through the kernels where there are some (see `native`). Elsewhere, rows that decode attend to pages where
 these lie (see `generate.decoding`), and chunks of prompts gather their pages, which is little beside their own work
 (see `generate.chunks`).
 """
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tunesmith.generate.chunks import Piece, PromptChunks
 from tunesmith.generate.decoding import DecodingRows
-from tunesmith.generate.native.attention import NativeAttention
-from tunesmith.generate.native.calls import kernels
+from tunesmith.generate.native_attention import NativeAttention
 from tunesmith.generate.pages import PAGE_TOKENS, PageMemory, pages_for
+from tunesmith.native.calls import kernels
 
 
 class StepLayout:

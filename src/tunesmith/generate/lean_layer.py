@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from tunesmith.generate.layout import StepLayout
 from tunesmith.generate.linear_map import AdapterRows, LinearMap
-from tunesmith.generate.native.attention import can_attend
-from tunesmith.generate.native.calls import LANES, Kernels, kernels_for
+from tunesmith.generate.native_attention import can_attend
 from tunesmith.models.attention import Layout
+from tunesmith.native.calls import LANES, Kernels, kernels_for
 
 Norm = Callable[[Tensor], Tensor]
 Rotation = tuple[Tensor, Tensor]

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.generate.narrow_map import NarrowMap, side_by_side
-from tunesmith.generate.native.product import NativeProduct
 from tunesmith.generate.products import Product, product_of
 from tunesmith.models.adapters.frozen import weight_of, widths_of
 from tunesmith.models.adapters.lora_layer import LoraLinear
 from tunesmith.models.adapters.served import LowRank, ServedAdapter, low_rank_of
+from tunesmith.native.product import NativeProduct
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tunesmith.generate.native.calls import kernels_for
-from tunesmith.generate.native.product import NativeProduct
 from tunesmith.models.adapters.served import LowRank
+from tunesmith.native.calls import kernels_for
+from tunesmith.native.product import NativeProduct
 
 
 class NarrowMap:

@@ -1,7 +1,7 @@
 """Products with frozen weights, laid out for few rows.
 
 A decoding step multiplies few rows with every weight there is, so reading the weights is what it costs. Tunesmith's own
-kernels read them from panels (see `generate.native`); where there are none, oneDNN reads them faster from a layout of
+kernels read them from panels (see `native`); where there are none, oneDNN reads them faster from a layout of
 its own ("packed"), which is otherwise made again at each product.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tunesmith.generate.native.calls import kernels_for
-from tunesmith.generate.native.product import NativeProduct
+from tunesmith.native.calls import kernels_for
+from tunesmith.native.product import NativeProduct
 
 #: Rows that oneDNN chooses a layout for; products of 1 to 256 rows were all as fast with this one.
 _TYPICAL_ROWS = 32

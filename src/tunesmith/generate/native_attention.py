@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from tunesmith.generate.native.calls import AttentionArguments, Kernels
+from tunesmith.native.calls import AttentionArguments, Kernels
 
 #: What attention.c has room for: numbers of a head, and queries of a tile.
 _MOST_SIZE, _MOST_QUERIES = 256, 24

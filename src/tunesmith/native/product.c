@@ -22,6 +22,9 @@ typedef struct {
     const bf16 *other;
     void *out;
     long rows, depth, outputs, x_stride, other_stride, out_stride, kind;
+    /* A second product with as many outputs (but not gated), whose sums go on where the first one's end; or none. */
+    const bf16 *further_x, *further_weight;
+    long further_depth, further_stride;
 } Product;
 
 /* Store `count` (at most 16) results of one row from column `column` on. */
@@ -58,18 +61,22 @@ INLINE const bf16 *coming(const bf16 *left, const bf16 *right, long panel_size, 
  * rows find the panels in the cache; the first ones ask for the panels that come next.
  */
 INLINE void panel(const Product *p, const int is_wide, long number, long first, long end) {
-    const long pairs = p->depth / 2, panel_size = p->depth * PANEL;
-    const bf16 *left = p->weight + number * panel_size;
-    const bf16 *right = p->kind == GATED ? p->second + number * panel_size : left + panel_size;
+    const long panel_size = p->depth * PANEL, further_size = p->further_depth * PANEL;
+    Factors own = {.left = p->weight + number * panel_size, .pairs = p->depth / 2};
+    own.right = p->kind == GATED ? p->second + number * panel_size : own.left + panel_size;
+    Factors further = {.left = p->further_weight + number * further_size, .pairs = p->further_depth / 2};
+    further.right = further.left + further_size;
     /* Blocks as equal as they can be, for small ones keep the units less busy. */
     const long blocks = (end - first + 5) / 6;
     for (long block = 0; block < blocks; block++) {
         const long from = first + (end - first) * block / blocks, to = first + (end - first) * (block + 1) / blocks;
-        const bf16 *a[6];
         float tile[6][2 * PANEL];
-        for (long i = from; i < to; i++) a[i - from] = p->x + i * p->x_stride;
-        const bf16 *ahead = blocks > 2 ? coming(left, right, panel_size, block) : left;
-        multiply_some((int)(to - from), is_wide, a, left, right, pairs, tile, ahead);
+        for (long i = from; i < to; i++) {
+            own.rows[i - from] = p->x + i * p->x_stride;
+            further.rows[i - from] = p->further_x + i * p->further_stride;
+        }
+        const bf16 *ahead = blocks > 2 ? coming(own.left, own.right, panel_size, block) : own.left;
+        multiply_some((int)(to - from), is_wide, &own, p->further_depth ? &further : 0, tile, ahead);
         for (long i = from; i < to; i++) {
             const float *sums = tile[i - from];
             const long column = number * PANEL;

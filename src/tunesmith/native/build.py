@@ -44,13 +44,13 @@ def library() -> ctypes.CDLL | None:
         return None
     compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
     if compiler is None:
-        _log.info("there is no C compiler, so decoding goes through PyTorch's operations, which is slower")
+        _log.info("there is no C compiler, so computing in bf16 goes through PyTorch's operations, which is slower")
         return None
     try:
         return ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError, TunesmithError) as error:
         said = getattr(error, "stderr", None) or error
-        _log.warning("the kernels can't be compiled here, so decoding is slower: %s", said)
+        _log.warning("the kernels can't be compiled here, so computing in bf16 is slower: %s", said)
         return None
 
 
@@ -66,13 +66,13 @@ def _compiled(compiler: str) -> Path:
     sources = {name: resources.files(__package__).joinpath(name).read_bytes() for name in _SOURCES}
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=_COMPILE_SECONDS).stdout
     digest = hashlib.sha256(repr((sorted(sources.items()), _FLAGS, version)).encode()).hexdigest()
-    kept = Home.from_environment().kernels / f"decoding-{digest[:32]}.so"
+    kept = Home.from_environment().kernels / f"bf16-{digest[:32]}.so"
     if not kept.exists():
         with TemporaryDirectory(prefix="tunesmith-kernels-") as folder:
             for name, content in sources.items():
                 Path(folder, name).write_bytes(content)
             files = [name for name in _SOURCES if name.endswith(".c")]
-            command = [compiler, *_FLAGS, *files, "-o", "decoding.so"]
+            command = [compiler, *_FLAGS, *files, "-o", "kernels.so"]
             subprocess.run(command, check=True, capture_output=True, cwd=folder, timeout=_COMPILE_SECONDS, text=True)
-            write_bytes(kept, Path(folder, "decoding.so").read_bytes())
+            write_bytes(kept, Path(folder, "kernels.so").read_bytes())
     return kept

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from tunesmith.generate.lean_layer import native_norm
-from tunesmith.generate.native import build
-from tunesmith.generate.native.attention import NativeAttention, can_attend
-from tunesmith.generate.native.calls import kernels
-from tunesmith.generate.native.product import NativeProduct
+from tunesmith.generate.native_attention import NativeAttention, can_attend
 from tunesmith.generate.pages import PAGE_TOKENS
+from tunesmith.native import build
+from tunesmith.native.calls import kernels
+from tunesmith.native.product import NativeProduct
 
 needs_kernels = pytest.mark.skipif(kernels() is None, reason="no C compiler, or a processor without AVX512-BF16")
 #: Relative error of one number in bf16.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tunesmith.generate.native.calls import ADDED, GATED, PANEL, STORED, UPDATED, WIDE, Kernels, ProductArguments
+from tunesmith.native.calls import ADDED, GATED, PANEL, STORED, UPDATED, WIDE, Kernels, ProductArguments
 
 
 class NativeProduct:
@@ -34,6 +34,18 @@ class NativeProduct:
     def __call__(self, x: Tensor) -> Tensor:
         """Map (M, in) to (M, out)."""
         return self._computed(STORED, x, x.new_empty(len(x), self.outputs))
+
+    def together(self, x: Tensor, further: NativeProduct, further_x: Tensor, into: Tensor | None = None) -> Tensor:
+        """Return `self(x) + further(further_x)`, rounded once, added to `into` in place if there is one."""
+        arguments = self._arguments
+        arguments.further_x, arguments.further_stride = further_x.data_ptr(), further_x.stride(0)
+        arguments.further_weight, arguments.further_depth = further._arguments.weight, further._depth
+        try:
+            if into is None:
+                return self(x)
+            return self._computed(UPDATED, x, into, into)
+        finally:
+            arguments.further_depth = 0
 
     def wide(self, x: Tensor) -> Tensor:
         """Map (M, in) to (M, out) in float32."""

@@ -169,7 +169,9 @@ static void attend_tile(const Attention *a, const Tile *tile, long key_head) {
         for (long begin = 0; begin < queries; begin += 6) {
             const int count = queries - begin < 6 ? (int)(queries - begin) : 6;
             float decay[6];
-            multiply_some(count, 1, query + begin, packed, packed + size * PANEL, size / 2, scores, packed);
+            Factors f = {.left = packed, .right = packed + size * PANEL, .pairs = size / 2};
+            for (int i = 0; i < count; i++) f.rows[i] = query[begin + i];
+            multiply_some(count, 1, &f, 0, scores, packed);
             for (int i = 0; i < count; i++) {
                 const long position = tile->position + (begin + i) / group;
                 decay[i] = weigh(

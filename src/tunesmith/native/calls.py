@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tunesmith.generate.native.build import library
+from tunesmith.native.build import library
 
 #: Outputs of a weight that lie together, as the kernels have it.
 PANEL = 32
@@ -27,6 +27,8 @@ class ProductArguments(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("x", "weight", "second", "bias", "second_bias", "other", "out")),
         *((name, c_long) for name in ("rows", "depth", "outputs", "x_stride", "other_stride", "out_stride", "kind")),
+        *((name, c_void_p) for name in ("further_x", "further_weight")),
+        *((name, c_long) for name in ("further_depth", "further_stride")),
     ]
 
 
@@ -47,9 +49,13 @@ class Kernels:
         pointer, number = c_void_p, c_long
         self._product = _function(compiled, "product", [pointer, number])
         self._norm = _function(
-            compiled, "norm", [pointer, number, number, number, number, pointer, c_float, pointer, number, number]
+            compiled, "norm", [pointer, *[number] * 4, pointer, c_float, pointer, number, pointer, number]
+        )
+        self._norm_backward = _function(
+            compiled, "norm_backward", [*[pointer] * 3, number, number, pointer, pointer, number]
         )
         self._gate = _function(compiled, "gate", [pointer, pointer, number, pointer, number])
+        self._gate_backward = _function(compiled, "gate_backward", [pointer, pointer, number, *[pointer] * 3, number])
         self._rotate_and_keep = _function(
             compiled, "rotate_and_keep", [pointer, *[number] * 4, *[pointer] * 5, number, number]
         )
@@ -59,20 +65,47 @@ class Kernels:
         """Compute a product."""
         self._product(ctypes.byref(arguments), torch.get_num_threads())
 
-    def norm(self, x: Tensor, factors: Tensor, epsilon: float, out: Tensor) -> None:
-        """Write x / rms(x) * factors; x and out (M, [heads,] size), whose last dimensions lie without gaps."""
+    def norm(self, x: Tensor, factors: Tensor, epsilon: float, out: Tensor, inverses: Tensor | None = None) -> None:
+        """Write x / rms(x) * factors, and 1 / rms(x) to `inverses`.
+
+        Args:
+            x: (M, [heads,] size); the last dimensions lie without gaps.
+            factors: (size,), float32.
+            epsilon: added to the mean square.
+            out: as x.
+            inverses: one number for each vector, float32; None: they aren't asked for.
+        """
         size = x.shape[-1]
         inner = 1 if x.dim() == 2 else x.shape[1]
         self._norm(
             *(x.data_ptr(), len(x), x.stride(0), inner, size, factors.data_ptr(), epsilon),
-            *(out.data_ptr(), out.stride(0), torch.get_num_threads()),
+            *(out.data_ptr(), out.stride(0), None if inverses is None else inverses.data_ptr()),
+            torch.get_num_threads(),
         )
+
+    def norm_backward(self, x: Tensor, gradients: Tensor, inverses: Tensor, factors: Tensor) -> Tensor:
+        """Return the gradient of `norm` by x (M, size), given that of its result; all without gaps."""
+        out = torch.empty_like(x)
+        self._norm_backward(
+            *(x.data_ptr(), gradients.data_ptr(), inverses.data_ptr(), len(x), x.shape[1], factors.data_ptr()),
+            *(out.data_ptr(), torch.get_num_threads()),
+        )
+        return out
 
     def gate(self, gates: Tensor, ups: Tensor) -> Tensor:
         """Return silu(gates) * ups for two tensors of one shape without gaps, as a gated product gives it."""
         out = torch.empty_like(gates)
         self._gate(gates.data_ptr(), ups.data_ptr(), gates.numel(), out.data_ptr(), torch.get_num_threads())
         return out
+
+    def gate_backward(self, gates: Tensor, ups: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the result of `gate` once more and the gradient of `gates`; `gradients` become those of `ups`."""
+        out, gate_gradients = torch.empty_like(gates), torch.empty_like(gates)
+        self._gate_backward(
+            *(gates.data_ptr(), ups.data_ptr(), gates.numel(), gradients.data_ptr(), gate_gradients.data_ptr()),
+            *(out.data_ptr(), torch.get_num_threads()),
+        )
+        return out, gate_gradients
 
     def rotate_and_keep(
         self,
@@ -107,7 +140,7 @@ class Kernels:
 
 @cache
 def kernels() -> Kernels | None:
-    """Return the kernels, or None where there are none; see `generate.native.build`."""
+    """Return the kernels, or None where there are none; see `native.build`."""
     compiled = library()
     return None if compiled is None else Kernels(compiled)
 

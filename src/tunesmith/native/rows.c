@@ -3,11 +3,11 @@
 
 /*
  * x / rms(x) * factors for outer x inner vectors of `size` numbers (Zhang and Sennrich 2019, arXiv:1910.07467).
- * Vectors of one outer row lie one after the other.
+ * Vectors of one outer row lie one after the other. `inverses`, if it is there, takes each vector's 1 / rms.
  */
 void norm(
     const bf16 *x, long outer, long outer_stride, long inner, long size, const float *factors, float epsilon, bf16 *out,
-    long out_stride, long threads
+    long out_stride, float *inverses, long threads
 ) {
     const long count = outer * inner;
     if (count * size < 1 << 15) threads = 1;
@@ -24,10 +24,43 @@ void norm(
                 squares = _mm512_fmadd_ps(part, part, squares);
             }
             const float mean = _mm512_reduce_add_ps(squares) / (float)size;
-            const __m512 scale = _mm512_set1_ps(1.0f / __builtin_sqrtf(mean + epsilon));
+            const float inverse = 1.0f / __builtin_sqrtf(mean + epsilon);
+            if (inverses != 0) inverses[i] = inverse;
+            const __m512 scale = _mm512_set1_ps(inverse);
             for (long j = 0; j < size; j += LANES) {
                 const __m512 part = _mm512_mul_ps(_mm512_mul_ps(load_bf16(from + j), scale), _mm512_loadu_ps(factors + j));
                 store_bf16(to + j, part);
+            }
+        }
+    }
+}
+
+/*
+ * The gradient of `norm` by x for rows without gaps: (s - n mean(n s)) / rms(x), where n is the normalised row and s the
+ * gradient of the result times the factors.
+ */
+void norm_backward(
+    const bf16 *x, const bf16 *gradients, const float *inverses, long rows, long size, const float *factors, bf16 *out,
+    long threads
+) {
+    if (rows * size < 1 << 15) threads = 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        long first, end;
+        share(rows, &first, &end);
+        for (long row = first; row < end; row++) {
+            const bf16 *from = x + row * size, *gradient = gradients + row * size;
+            const __m512 inverse = _mm512_set1_ps(inverses[row]);
+            __m512 along = _mm512_setzero_ps();
+            for (long j = 0; j < size; j += LANES) {
+                const __m512 slope = _mm512_mul_ps(load_bf16(gradient + j), _mm512_loadu_ps(factors + j));
+                along = _mm512_fmadd_ps(_mm512_mul_ps(load_bf16(from + j), inverse), slope, along);
+            }
+            const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(along) / (float)size);
+            for (long j = 0; j < size; j += LANES) {
+                const __m512 slope = _mm512_mul_ps(load_bf16(gradient + j), _mm512_loadu_ps(factors + j));
+                const __m512 normal = _mm512_mul_ps(load_bf16(from + j), inverse);
+                store_bf16(out + row * size + j, _mm512_mul_ps(_mm512_fnmadd_ps(normal, mean, slope), inverse));
             }
         }
     }
@@ -88,6 +121,39 @@ void gate(const bf16 *gates, const bf16 *ups, long count, bf16 *out, long thread
             const __m512 own = widen(_mm256_maskz_loadu_epi16(lanes, gates + i));
             const __m512 other = widen(_mm256_maskz_loadu_epi16(lanes, ups + i));
             _mm256_mask_storeu_epi16(out + i, lanes, narrow(gated(own, other)));
+        }
+    }
+}
+
+/*
+ * The gradients of `gate`: of the gate itself, and, in place of the result's, of what it is multiplied with; the result
+ * is made again.
+ */
+void gate_backward(
+    const bf16 *gates, const bf16 *ups, long count, bf16 *gradients, bf16 *gate_gradients, bf16 *out, long threads
+) {
+    const long parts = (count + LANES - 1) / LANES;
+    const __m512 one = _mm512_set1_ps(1.0f);
+    if (count < 1 << 15) threads = 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        long first, end;
+        share(parts, &first, &end);
+        for (long i = first * LANES; i < end * LANES; i += LANES) {
+            const __mmask16 lanes = count - i >= LANES ? 0xffff : (__mmask16)((1u << (count - i)) - 1);
+            const __m512 gate = widen(_mm256_maskz_loadu_epi16(lanes, gates + i));
+            const __m512 up = widen(_mm256_maskz_loadu_epi16(lanes, ups + i));
+            const __m512 gradient = widen(_mm256_maskz_loadu_epi16(lanes, gradients + i));
+            const __m512 below = _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
+            const __m512 sigmoid = _mm512_div_ps(one, below), active = rounded(_mm512_mul_ps(gate, sigmoid));
+            /* d silu(g) = sigmoid(g) (1 + g (1 - sigmoid(g))) */
+            const __m512 slope =
+                _mm512_mul_ps(sigmoid, _mm512_fmadd_ps(gate, _mm512_sub_ps(one, sigmoid), one));
+            _mm256_mask_storeu_epi16(out + i, lanes, narrow(_mm512_mul_ps(active, up)));
+            _mm256_mask_storeu_epi16(
+                gate_gradients + i, lanes, narrow(_mm512_mul_ps(_mm512_mul_ps(gradient, up), slope))
+            );
+            _mm256_mask_storeu_epi16(gradients + i, lanes, narrow(_mm512_mul_ps(gradient, active)));
         }
     }
 }

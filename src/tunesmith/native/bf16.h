@@ -59,23 +59,17 @@ INLINE void share(long count, long *first, long *end) {
     *end = count * (own + 1) / threads;
 }
 
-/*
- * Sums of products of `rows` (at most 6) rows of pairs with 2 or 4 vectors of columns:
- *     tile[i][16 j + lane] = sum over p of a[i][2 p] b_j[p][lane][0] + a[i][2 p + 1] b_j[p][lane][1]
- * `left` holds columns 0 to 31 of each pair of depth, `right` 32 to 63. Each sum runs over the depth in order, so a
- * row's result doesn't depend on the rows beside it. A cache line from `ahead` on is asked for with each pair: what a
- * later call reads.
- */
-INLINE void multiply(
-    const int rows, const int is_wide, const bf16 *const *a, const bf16 *left, const bf16 *right, long pairs,
-    float tile[][2 * PANEL], const bf16 *ahead
-) {
-    __m512 sums[6][4];
-#pragma GCC unroll 6
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) sums[i][j] = _mm512_setzero_ps();
-    for (long p = 0; p < pairs; p++) {
+/* Rows of pairs and the panels that they are multiplied with; see `multiply`. */
+typedef struct {
+    const bf16 *rows[6];
+    const bf16 *left, *right;
+    long pairs;
+} Factors;
+
+/* Add the products of up to 6 rows with 2 or 4 vectors of columns to their sums. */
+INLINE void accumulate(const int rows, const int is_wide, const Factors *f, const bf16 *ahead, __m512 sums[6][4]) {
+    const bf16 *left = f->left, *right = f->right;
+    for (long p = 0; p < f->pairs; p++) {
         _mm_prefetch((const char *)(ahead + p * PANEL), _MM_HINT_T1);
         const __m512bh b0 = (__m512bh)_mm512_loadu_si512(left + p * 2 * PANEL);
         const __m512bh b1 = (__m512bh)_mm512_loadu_si512(left + p * 2 * PANEL + PANEL);
@@ -87,7 +81,7 @@ INLINE void multiply(
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
             int32_t pair;
-            __builtin_memcpy(&pair, a[i] + 2 * p, sizeof pair);
+            __builtin_memcpy(&pair, f->rows[i] + 2 * p, sizeof pair);
             const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
             sums[i][0] = _mm512_dpbf16_ps(sums[i][0], x, b0);
             sums[i][1] = _mm512_dpbf16_ps(sums[i][1], x, b1);
@@ -97,6 +91,26 @@ INLINE void multiply(
             }
         }
     }
+}
+
+/*
+ * Sums of products of `rows` (at most 6) rows of pairs with 2 or 4 vectors of columns:
+ *     tile[i][16 j + lane] = sum over p of a[i][2 p] b_j[p][lane][0] + a[i][2 p + 1] b_j[p][lane][1]
+ * `left` holds columns 0 to 31 of each pair of depth, `right` 32 to 63. Each sum runs over the depth in order, so a
+ * row's result doesn't depend on the rows beside it; then over that of `further`, if there is any. A cache line from
+ * `ahead` on is asked for with each pair: what a later call reads.
+ */
+INLINE void multiply(
+    const int rows, const int is_wide, const Factors *f, const Factors *further, float tile[][2 * PANEL],
+    const bf16 *ahead
+) {
+    __m512 sums[6][4];
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) sums[i][j] = _mm512_setzero_ps();
+    accumulate(rows, is_wide, f, ahead, sums);
+    if (further != 0) accumulate(rows, is_wide, further, further->left, sums);
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
@@ -105,16 +119,15 @@ INLINE void multiply(
 }
 
 INLINE void multiply_some(
-    int rows, const int is_wide, const bf16 *const *a, const bf16 *left, const bf16 *right, long pairs,
-    float tile[][2 * PANEL], const bf16 *ahead
+    int rows, const int is_wide, const Factors *f, const Factors *further, float tile[][2 * PANEL], const bf16 *ahead
 ) {
     switch (rows) {
-    case 1: multiply(1, is_wide, a, left, right, pairs, tile, ahead); break;
-    case 2: multiply(2, is_wide, a, left, right, pairs, tile, ahead); break;
-    case 3: multiply(3, is_wide, a, left, right, pairs, tile, ahead); break;
-    case 4: multiply(4, is_wide, a, left, right, pairs, tile, ahead); break;
-    case 5: multiply(5, is_wide, a, left, right, pairs, tile, ahead); break;
-    default: multiply(6, is_wide, a, left, right, pairs, tile, ahead); break;
+    case 1: multiply(1, is_wide, f, further, tile, ahead); break;
+    case 2: multiply(2, is_wide, f, further, tile, ahead); break;
+    case 3: multiply(3, is_wide, f, further, tile, ahead); break;
+    case 4: multiply(4, is_wide, f, further, tile, ahead); break;
+    case 5: multiply(5, is_wide, f, further, tile, ahead); break;
+    default: multiply(6, is_wide, f, further, tile, ahead); break;
     }
 }
 
