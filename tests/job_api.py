@@ -105,6 +105,9 @@ def tuning_server(tmp_path_factory, tiny_folder) -> Iterator[TuningServer]:
     base = tiny_folder("smollm2")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNESMITH_DATABASE_URL", url)
+        # Figures for Weights & Biases stay on this machine.
+        patch.setenv("WANDB_API_KEY", "0" * 40)
+        patch.setenv("WANDB_MODE", "offline")
         settings = {"models": [str(base)], "workers": 1, "dtype": "float32"}
         with running_server(folder / "log", home.root, **settings) as server:
             yield TuningServer(server, home, database, base, secrets)

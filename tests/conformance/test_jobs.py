@@ -252,6 +252,21 @@ def test_item_32_and_b24_what_a_state_does_not_allow(client, create):
     assert jobs.list_events(waiting).data[0].message == "The job has been cancelled"
 
 
+def test_item_37_an_integration_without_credentials(create):
+    for wrong, param in (
+        ([{"type": "wandb", "wandb": {}}], "integrations[0].wandb.project"),
+        ([{"type": "other"}], "integrations[0].type"),
+        ([{"type": "wandb", "wandb": {"project": "p", "tags": ["t" * 65]}}], "integrations[0].wandb.tags[0]"),
+        ([{"type": "wandb", "wandb": {"project": "p", "tags": ["t"] * 51}}], "integrations[0].wandb.tags"),
+        ([{"type": "wandb", "wandb": {"project": "p"}}] * 6, "integrations"),
+    ):
+        error = refused(create, integrations=wrong)
+        assert (error.status_code, error.param) == (400, param), error.body
+    error = refused(create, integrations=[{"type": "wandb", "wandb": {"project": "p"}}])
+    assert (error.status_code, error.code, error.param) == (400, "integration_unavailable", "integrations")
+    assert "WANDB_API_KEY isn't set" in error.body["message"]
+
+
 def test_b23_a_repeated_creation_makes_one_job(client, create):
     before = len(list(client.fine_tuning.jobs.list(limit=100)))
     key = {"Idempotency-Key": "one job"}

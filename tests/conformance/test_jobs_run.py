@@ -1,4 +1,4 @@
-"""Fine-tuning jobs that run: contract items 26 to 34, 36, 38 to 40, 44; catalogue B08 to B10, F23, A04.
+"""Fine-tuning jobs that run: contract items 26 to 34, 36 to 40, 44; catalogue B08 to B10, F23, A04.
 
 One server with a worker on a tiny base, on SQLite alone: what a worker does to the record is tested on both databases
 in `tests/runs` and `tests/faults`, and what the routes do in `test_jobs.py`.
@@ -26,6 +26,7 @@ from job_api import (
     upload,
     wait_status,
 )
+from job_examples import EXAMPLES, GOOD, PREFERENCE, SAID
 
 __all__ = ["tuning_server"]
 
@@ -56,7 +57,11 @@ class Watched:
         self.client = client
         training, validation = upload(client), upload(client, VALIDATION_ROWS)
         self.made = create(
-            training_file=training, validation_file=validation, seed=3, hyperparameters={"batch_size": 4, "n_epochs": 3}
+            training_file=training,
+            validation_file=validation,
+            seed=3,
+            hyperparameters={"batch_size": 4, "n_epochs": 3},
+            integrations=[{"type": "wandb", "wandb": {"project": "birds", "tags": ["a"]}}],
         )
         self.files = (training, validation)
         for file in self.files:
@@ -152,6 +157,15 @@ def test_item_39_the_texts_of_events(watched):
     ]
 
 
+def test_item_37_figures_go_to_weights_and_biases(tuning_server, watched):
+    wanted = {"project": "birds", "name": None, "entity": None, "tags": ["a"], "run_id": watched.made.id}
+    for job in (watched.made, watched.done):
+        assert job.to_dict()["integrations"] == [{"type": "wandb", "wandb": wanted}]
+    (kept,) = (tuning_server.home.jobs / watched.made.id).glob(f"wandb/offline-run-*/run-{watched.made.id}.wandb")
+    assert kept.read_bytes().count(b"train_mean_token_accuracy") >= 9
+    assert not [event.message for event in watched.events if event.level != "info"]
+
+
 def test_item_40_keys_of_validation(client, create, watched):
     metrics = {event.data["step"]: event.data for event in watched.events if event.type == "metrics"}
     for step in (3, 6, 9):
@@ -233,80 +247,6 @@ def test_item_33_pause_and_resume_then_31_cancel(tuning_server, client, create):
     assert events(client, job.id) == told
     assert refused(jobs.cancel, job.id).status_code == 400
     assert jobs.retrieve(job.id).status == "cancelled"
-
-
-# Files that are no good. Upload looks at lines alone; what they mean is looked at before a job is queued.
-
-GOOD = [chat(f"q{n}", "a") for n in range(11)]
-CALL = {"id": "c1", "type": "function", "function": {"name": "dim", "arguments": "{}"}}
-TOOL = {"type": "function", "function": {"name": "dim", "parameters": {"type": "object"}}}
-ASKED = {"role": "user", "content": "q"}
-SAID = {"role": "assistant", "content": "a"}
-PREFERENCE = {"input": {"messages": [ASKED]}, "preferred_output": [SAID], "non_preferred_output": [SAID]}
-BAD = "invalid_training_file"
-#: An example that isn't good: the rule, the code of the failed job, and what the message holds.
-EXAMPLES = {
-    "V5 and B10 mixed forms": (PREFERENCE, BAD, "Unexpected file format"),
-    "V7 no messages": ({"message": []}, BAD, "Example 4 (line 4) is missing key 'messages'"),
-    "V8 an extra key": (
-        chat("q", "a", weight=1),
-        "invalid_file_format",
-        'Example 4 (line 4) contains an extra "weight".',
-    ),
-    "V9 no list": ({"messages": "hello"}, BAD, "messages: isn't a list"),
-    "V9 empty": ({"messages": []}, BAD, "messages: is empty"),
-    "V10 no role": ({"messages": [{"content": "q"}, SAID]}, BAD, "messages[0]: has no role"),
-    "V10 and B08 a strange role": ({"messages": [{**ASKED, "role": "bird"}, SAID]}, BAD, "messages[0].role"),
-    "V11 and B08 no content": ({"messages": [ASKED, {**SAID, "content": None}]}, BAD, "messages[1].content"),
-    "V11 empty content": ({"messages": [{**ASKED, "content": " "}, SAID]}, BAD, "messages[0].content"),
-    "V12 an extra key of a message": (
-        {"messages": [{**ASKED, "mood": "x"}, SAID]},
-        "invalid_file_format",
-        'extra "mood"',
-    ),
-    "V13 and B08 no assistant": ({"messages": [ASKED]}, BAD, "messages"),
-    "V14 and B08 a weight": ({"messages": [ASKED, {**SAID, "weight": 2}]}, BAD, "messages[1].weight"),
-    "V14 a weight of a user": ({"messages": [{**ASKED, "weight": 1}, SAID]}, BAD, "messages[0].weight"),
-    "V15 and B09 nothing to learn": ({"messages": [ASKED, {**SAID, "weight": 0}]}, BAD, "nothing to learn"),
-    "V15 the end is no answer": ({"messages": [ASKED, SAID, ASKED]}, BAD, "messages[2].role"),
-    "V17 and B08 an orphan": (
-        {"messages": [ASKED, {"role": "tool", "tool_call_id": "x", "content": "1"}, SAID]},
-        BAD,
-        "messages[1].tool_call_id",
-    ),
-    "V17 no answer to a call": (
-        {"messages": [ASKED, {"role": "assistant", "tool_calls": [CALL]}, ASKED, SAID], "tools": [TOOL]},
-        BAD,
-        "messages[2]",
-    ),
-    "V18 a tool's name": (chat("q", "a", tools=[{**TOOL, "function": {"name": "a b"}}]), BAD, "tools[0].function.name"),
-    "V18 a tool's parameters": (
-        chat("q", "a", tools=[{**TOOL, "function": {"name": "a", "parameters": 1}}]),
-        BAD,
-        "tools[0].function.parameters",
-    ),
-    "V18 too many tools": (chat("q", "a", tools=[TOOL] * 129), BAD, "129 tools"),
-    "V19 no boolean": (chat("q", "a", parallel_tool_calls="no"), BAD, "parallel_tool_calls"),
-    "V19 two calls": (
-        {
-            "messages": [ASKED, {"role": "assistant", "tool_calls": [CALL, {**CALL, "id": "c2"}]}],
-            "parallel_tool_calls": False,
-            "tools": [TOOL],
-        },
-        BAD,
-        "messages[1].tool_calls",
-    ),
-    "V22 an image of the assistant": (
-        {"messages": [ASKED, {**SAID, "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        BAD,
-        "messages[1].content[0]",
-    ),
-    "V23 audio": (
-        {"messages": [{**ASKED, "content": [{"type": "input_audio", "input_audio": {}}]}, SAID]},
-        BAD,
-        "messages[0].content[0]",
-    ),
-}
 
 
 def failed(client, job):

@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from tunesmith.errors import RequestError
 from tunesmith.rest.job_methods import SUPPORTED, Body, Hyperparameters, Method, method_of
 from tunesmith.rest.metadata import METADATA_SCHEMA, check_metadata
+from tunesmith.runs.wandb_run import why_unavailable
 from tunesmith.specs.base import spec_error
 from tunesmith.specs.jobs import JobSettings
 from tunesmith.specs.tune import plain_name
@@ -85,6 +86,14 @@ def check_request(body: CreateJob) -> JobRequest:
         _check_suffix(body.suffix)
     kind, method, hyperparameters = method_of(body.method, body.hyperparameters)
     metadata = check_metadata(body.metadata)
+    reason = why_unavailable() if body.integrations else None
+    if reason is not None:
+        raise RequestError(
+            f"The integration 'wandb' can't be used: {reason}.",
+            fix="Leave 'integrations' out, or ask who runs the server.",
+            code="integration_unavailable",
+            param="integrations",
+        )
     settings = _settings(body.tunesmith)
     if settings.optimisation.learning_rate != "auto" and "learning_rate_multiplier" in hyperparameters.said():
         raise RequestError(

@@ -38,6 +38,7 @@ from tunesmith.runs.guard import end_with_guard
 from tunesmith.runs.job_publishing import JobSnapshots, publish
 from tunesmith.runs.job_spec import job_spec, with_multiplied_rate
 from tunesmith.runs.run_lock import lock_job
+from tunesmith.runs.wandb_run import WandbRun
 from tunesmith.specs.tune import TuneSpec
 from tunesmith.train.settings import usual_rate
 
@@ -91,7 +92,20 @@ class Attempt:
 
     def _train(self, job: Job) -> ModelVersion:
         """Start the job's run, or go on with it; return its result."""
-        observer = JobObserver(self._record, self._run)
+        config = {"model": job.model, "seed": job.seed, **(job.hyperparameters or {})}
+        passing_on = [
+            WandbRun(one["wandb"], job.id, config, self._files, self._tell_trouble) for one in job.integrations or ()
+        ]
+        try:
+            return self._trained(job, JobObserver(self._record, self._run, passing_on))
+        finally:
+            for one in passing_on:
+                one.end()
+
+    def _tell_trouble(self, text: str) -> None:
+        self._record.tell(job_words.note(text, "warning"))
+
+    def _trained(self, job: Job, observer: JobObserver) -> ModelVersion:
         snapshots = JobSnapshots(self._record, observer, self._home)
         if (self._run.data / "report.json").exists():
             view = self._run.view()

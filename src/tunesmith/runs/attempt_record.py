@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tunesmith.record.lines import JsonLines
 from tunesmith.record.observer import Observer, StepReport
 from tunesmith.runs import job_words
 from tunesmith.runs.folder import RunFolder
+from tunesmith.runs.wandb_run import WandbRun
 from tunesmith.train.batches import epoch_ends
 from tunesmith.train.settings import step_count
 
@@ -113,10 +114,12 @@ class JobObserver(Observer):
     Args:
         record: where to.
         folder: of the run, once it is there.
+        passing_on: where the figures of steps go as well.
     """
 
-    def __init__(self, record: AttemptRecord, folder: RunFolder) -> None:
+    def __init__(self, record: AttemptRecord, folder: RunFolder, passing_on: Sequence[WandbRun] = ()) -> None:
         self._record = record
+        self._passing_on = passing_on
         self._folder = folder
         self._steps = 0
         self._epoch_ends: frozenset[int] = frozenset()
@@ -160,6 +163,8 @@ class JobObserver(Observer):
         """Tell the step that waited for its validation."""
         if self._open is not None:
             self._record.tell(job_words.step(self._open))
+            for one in self._passing_on:
+                one.step(self._open)
             self.metrics, self._open = self._open, None
 
     def _validated(self, figures: Mapping[str, Any]) -> None:
