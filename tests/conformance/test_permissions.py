@@ -1,4 +1,7 @@
-"""Permissions of checkpoints over HTTP. No training here: the models are in the record as jobs leave them."""
+"""Permissions of checkpoints over HTTP. No training here: the models are in the record as jobs leave them.
+
+On SQLite alone: `tests/record/test_shared_models.py` has the record's part on both databases.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import httpx
 import openai
 import pytest
 
-from model_server import ask, model_server, names, refused
+from model_server import model_server, names, refused
 from tunesmith.record.access import DEFAULT_PROJECT, Access
 
 __all__ = ["model_server"]
+
+pytestmark = pytest.mark.parametrize("model_server", ["sqlite"], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,8 @@ def test_item_52_permissions_are_created_listed_and_deleted(model_server, shared
     made = calls.create(shared.name, project_ids=[model_server.other_project, *more])
     assert [one.project_id for one in made.data] == [model_server.other_project, *more]
     assert all(one.object == "checkpoint.permission" and one.id.startswith("cp_") for one in made.data)
-    assert ask(theirs, shared.name).model == shared.name and shared.name in names(theirs)
+    # That it answers them too is tested with the models.
+    assert theirs.models.retrieve(shared.name).id == shared.name and shared.name in names(theirs)
     # A second one for the same project is the first.
     again = calls.create(shared.name, project_ids=[more[0], more[0]])
     assert [one.id for one in again.data] == [made.data[1].id]
@@ -48,7 +54,7 @@ def test_item_52_permissions_are_created_listed_and_deleted(model_server, shared
 
     gone = calls.delete(made.data[0].id, fine_tuned_model_checkpoint=shared.name)
     assert (gone.id, gone.object, gone.deleted) == (made.data[0].id, "checkpoint.permission", True)
-    assert refused(lambda: ask(theirs, shared.name)).code == "model_not_found" and shared.name not in names(theirs)
+    assert refused(theirs.models.retrieve, shared.name).code == "model_not_found" and shared.name not in names(theirs)
     error = refused(lambda: calls.delete(made.data[0].id, fine_tuned_model_checkpoint=shared.name))
     assert (error.status_code, error.code) == (404, "permission_not_found")
 

@@ -20,6 +20,8 @@ from tunesmith.rest.platform import Platform
 from tunesmith.runs.model_removal import remove_model
 from tunesmith.serve.catalogue import ServedModel
 
+_NOT_TUNED = "Only tuned models can be deleted here; bases and aliases are the server's own."
+
 router = APIRouter(prefix="/v1/models")
 
 
@@ -37,9 +39,12 @@ async def delete_model(name: str, http: Request, platform: FromPlatform, caller:
 
     A job's model belongs to its project, one that was tuned by hand on this machine to the default project.
     """
+    catalogue = pool_of(http).catalogue
+    if name in catalogue.aliases or await asyncio.to_thread(catalogue.find_encoder, name) is not None:
+        raise WireFault(_not_yours(name, _NOT_TUNED))
     model = await find_model(http, name)
-    if not model.is_tuned or name in pool_of(http).catalogue.aliases:
-        raise WireFault(_not_yours(model.name, "Bases and aliases can't be deleted here."))
+    if not model.is_tuned:
+        raise WireFault(_not_yours(name, _NOT_TUNED))
     await asyncio.to_thread(_delete, platform, caller, model)
     return DeletedModel(id=model.name)
 

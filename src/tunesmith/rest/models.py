@@ -52,9 +52,10 @@ async def list_models(http: Request) -> WireModels:
     catalogue = pool_of(http).catalogue
     models = await usable_by_caller(http)
     encoders = await asyncio.to_thread(catalogue.encoders)
-    named = {model.name: model for model in (*encoders, *models)}
+    named: dict[str, ServedModel | ServedEncoder] = {encoder.name: encoder for encoder in encoders}
+    named |= {model.name: model for model in models}
     aliases = [(alias, named[name]) for alias, name in catalogue.aliases.items() if name in named]
-    bases = [wire_model(model) for model in (*(one for one in models if not one.is_tuned), *encoders)]
+    bases = [*(wire_model(model) for model in models if not model.is_tuned), *map(wire_model, encoders)]
     tuned = [wire_model(model) for model in models if model.is_tuned]
     return WireModels(data=[*bases, *(wire_model(model, alias) for alias, model in aliases), *tuned])
 
