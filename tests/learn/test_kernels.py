@@ -9,6 +9,9 @@ from tiny_models import FAMILIES, tiny_model
 from tunesmith.learn.kernels.install import use_kernels
 from tunesmith.learn.kernels.rms_norm import rms_norm
 from tunesmith.models.adapters.lora import add_lora
+from tunesmith.models.adapters.lora_layer import LoraLinear
+from tunesmith.models.adapters.panels import Panels
+from tunesmith.native.calls import kernels
 from tunesmith.specs.tune import LoraSpec
 
 #: How many normalisations, feed-forward layers and groups of query, key and value of the tiny models take kernels.
@@ -113,3 +116,51 @@ def test_the_norm_and_its_gradient_are_those_of_its_formula(rows, width, adds_on
     torch.testing.assert_close(
         torch.autograd.grad(found, x, grad), torch.autograd.grad(expected, x, grad), rtol=1e-10, atol=1e-10
     )
+
+
+def in_bfloat16(family):
+    """A model in bfloat16 whose heads and widths the kernels in C take."""
+    torch.manual_seed(0)
+    model = tiny_model(family).bfloat16()
+    adapter = add_lora(model, LoraSpec(rank=4, alpha=6))
+    for group in adapter.parameter_groups():
+        for parameter in group.parameters:
+            parameter.data.normal_(0, 0.1)
+    return model, adapter
+
+
+@pytest.mark.parametrize("family", ["smollm2", "qwen2", "qwen3", "gemma3", "phi3", "gpt2"])
+def test_kernels_in_c_are_as_exact_as_what_they_replace(family):
+    """Bfloat16: the distance from float64 is at most 1.2 times that of PyTorch's own operations."""
+    model, adapter = in_bfloat16(family)
+    layers = [one for one in model.modules() if isinstance(one, LoraLinear)]
+    plain = loss_and_gradients(model, adapter)
+    use_kernels(model)
+    if kernels() is not None:
+        assert all(one.panels is not None for one in layers)
+    own = loss_and_gradients(model, adapter)
+    for one in layers:
+        one.panels = None
+    exact = loss_and_gradients(model.double(), adapter)
+
+    def distance(found):
+        return torch.stack([(a.double() - b).norm() / b.norm() for a, b in zip(found[1], exact[1], strict=True)]).mean()
+
+    assert distance(own) <= 1.2 * distance(plain) + 1e-3
+    assert abs(own[0].double() - exact[0]) <= 1.2 * abs(plain[0].double() - exact[0]) + 0.02
+
+
+def test_odd_ranks_and_biases_go_through_the_kernels_too():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(48, 80).bfloat16().requires_grad_(False)
+    layer = LoraLinear(linear, LoraSpec(rank=3, alpha=5))
+    torch.nn.init.normal_(layer.lora_b)
+    x, grad = torch.randn(37, 48).bfloat16().requires_grad_(), torch.randn(37, 80).bfloat16()
+
+    def computed():
+        return torch.autograd.grad(layer(x), (x, layer.lora_a, layer.lora_b), grad)
+
+    expected = [layer(x), *computed()]
+    layer.panels = Panels.of(linear)
+    for found, wanted in zip([layer(x), *computed()], expected, strict=True):
+        assert (found.float() - wanted.float()).norm() <= 0.01 * wanted.float().norm()

@@ -8,7 +8,9 @@ import torch
 
 from tunesmith.learn.attention import KEPT_KEYS, MAX_SCORES
 from tunesmith.learn.passes import Passes
+from tunesmith.models.adapters.panels import COPIES, MOST_COPIED_BYTES, Panels
 from tunesmith.models.size import LinearSize, ModelSize
+from tunesmith.native.calls import kernels
 from tunesmith.specs.tune import FullSpec, LoraSpec, QloraSpec, TuneSpec
 from tunesmith.train.loads import Load
 
@@ -118,13 +120,24 @@ class Costs:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the base's weights in memory."""
+        """Bytes of the base's weights in memory, with the copies that training makes."""
         whole = self.size.weight_bytes(self.dtype)
         if not isinstance(self._adapter, QloraSpec):
-            return whole
+            return whole + self._panel_bytes
         # NF4: four bits a weight, a factor for 64 weights in float32, or in 8 bits (Dettmers et al. 2023, section 3).
         factor_bytes = 0.127 / 8 if self._adapter.double_quantisation else 4 / 64
         return int(whole - self.size.linear_parameters * (self.dtype.itemsize - 0.5 - factor_bytes))
+
+    @property
+    def _panel_bytes(self) -> int:
+        """Bytes of the copies of adapted weights that the kernels in C multiply with."""
+        if isinstance(self._adapter, FullSpec | QloraSpec) or self.device.type != "cpu":
+            return 0
+        if self.dtype != Panels.dtype or kernels() is None:
+            return 0
+        adapted = sum(one.parameters for one in self.size.linears if _is_adapted(one, self._adapter))
+        copied = COPIES * adapted * self.dtype.itemsize
+        return copied if copied <= MOST_COPIED_BYTES else 0
 
     @property
     def kept_bytes_per_token(self) -> float:

@@ -30,12 +30,20 @@ class Adapted:
 
     def forward(self, x: Tensor, low: Tensor, b: Tensor) -> Tensor:
         """Map (M, in) to (M, out), given the low-rank image (M, rank) and B in x's number format."""
+        if self.layer.panels is not None and x.dtype == self.layer.panels.dtype:
+            return self.layer.panels.map(x, low, (self.layer.scale * self.layer.lora_b.detach()).to(x.dtype))
         weight, bias = weight_of(self.layer.linear), self.layer.linear.bias
         out = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
         return out.addmm_(low, b.t(), alpha=self.layer.scale)
 
     def pull(self, grad: Tensor, into: Tensor | None) -> Tensor:
         """Map the output's gradient (M, out) to the input's (M, in) through W, added to `into` if there is one."""
+        if self.layer.panels is not None and grad.dtype == self.layer.panels.dtype:
+            backward = self.layer.panels.backward
+            if into is None:
+                return backward(grad)
+            backward.update(into, grad)
+            return into
         weight = weight_of(self.layer.linear)
         return torch.mm(grad, weight) if into is None else into.addmm_(grad, weight)
 
@@ -55,11 +63,14 @@ def pull(layers: Sequence[Adapted], grads: Sequence[Tensor], scaled: Sequence[Te
         scaled: what `scaled_low_gradients` made of these.
     """
     grad_x: Tensor | None = None
-    for layer, grad in zip(layers, grads, strict=True):
+    for layer, grad in zip(layers[:-1], grads, strict=False):
         grad_x = layer.pull(grad, grad_x)
-    assert grad_x is not None
-    matrices = [layer.layer.lora_a.to(grad_x.dtype) for layer in layers]
-    return grad_x.addmm_(torch.cat(list(scaled), dim=1), torch.cat(matrices))
+    low = scaled[0] if len(scaled) == 1 else torch.cat(list(scaled), dim=1)
+    matrices = torch.cat([layer.layer.lora_a.to(grads[0].dtype) for layer in layers])
+    panels = layers[-1].layer.panels
+    if panels is not None and grads[-1].dtype == panels.dtype:
+        return panels.pull(grads[-1], low, matrices, grad_x)
+    return layers[-1].pull(grads[-1], grad_x).addmm_(low, matrices)
 
 
 def scaled_low_gradients(layers: Sequence[Adapted], grads: Sequence[Tensor]) -> list[Tensor]:

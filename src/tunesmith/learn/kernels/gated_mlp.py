@@ -17,6 +17,7 @@ from transformers.activations import GELUTanh, SiLUActivation
 from tunesmith.learn.kernels.adapted import Adapted, low_images, pull, scaled_low_gradients, trained_gradients
 from tunesmith.learn.kernels.rows import pieces
 from tunesmith.models.adapters.lora_layer import LoraLinear
+from tunesmith.native.calls import kernels_for
 
 _NAMES = ("gate_proj", "up_proj", "down_proj")
 
@@ -94,12 +95,7 @@ class _GatedMlp(torch.autograd.Function):
         both, down = layers[:2], layers[2:]
         scaled_down = scaled_low_gradients(down, [grad])
         grad_inner = pull(down, [grad], scaled_down)
-        inner, grad_gate = torch.empty_like(gate), torch.empty_like(gate)
-        for part in pieces(gate):
-            active = act.forward(gate[part])
-            torch.mul(active, up[part], out=inner[part])
-            grad_gate[part] = act.backward(grad_inner[part] * up[part], gate[part])
-            grad_inner[part] *= active
+        inner, grad_gate = _product_backward(gate, up, grad_inner, act)
         trained_down = trained_gradients(down, inner, [low_down], [grad], scaled_down)
         inner_grads = [grad_gate, grad_inner]
         scaled = scaled_low_gradients(both, inner_grads)
@@ -110,10 +106,27 @@ class _GatedMlp(torch.autograd.Function):
 
 def _product(gate: Tensor, up: Tensor, act: _Activation) -> Tensor:
     """Return `act(gate) * up`, (M, inner)."""
+    kernels = kernels_for(gate) if act is _SILU else None
+    if kernels is not None:
+        return kernels.gate(gate, up)
     out = torch.empty_like(gate)
     for part in pieces(gate):
         torch.mul(act.forward(gate[part]), up[part], out=out[part])
     return out
+
+
+def _product_backward(gate: Tensor, up: Tensor, grad: Tensor, act: _Activation) -> tuple[Tensor, Tensor]:
+    """Return `act(gate) * up` once more and the gate's gradient; `grad`, that of the product, becomes that of `up`."""
+    kernels = kernels_for(gate) if act is _SILU else None
+    if kernels is not None:
+        return kernels.gate_backward(gate, up, grad)
+    inner, grad_gate = torch.empty_like(gate), torch.empty_like(gate)
+    for part in pieces(gate):
+        active = act.forward(gate[part])
+        torch.mul(active, up[part], out=inner[part])
+        grad_gate[part] = act.backward(grad[part] * up[part], gate[part])
+        grad[part] *= active
+    return inner, grad_gate
 
 
 def _are_plain(linears: list[nn.Module | None]) -> bool:

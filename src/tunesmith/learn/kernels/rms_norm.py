@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from tunesmith.learn.kernels.rows import pieces
+from tunesmith.native.calls import LANES, Kernels, kernels_for
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, *, adds_one: bool) -> Tensor:
@@ -36,6 +37,12 @@ class _RmsNorm(torch.autograd.Function):
         precise = torch.promote_types(x.dtype, torch.float32)
         out = torch.empty_like(flat)
         inverse = torch.empty(len(flat), 1, dtype=precise, device=x.device)
+        ctx.adds_one = adds_one  # type: ignore[attr-defined]
+        ctx.save_for_backward(flat, weight, inverse)
+        kernels = _kernels_for(flat)
+        if kernels is not None:
+            kernels.norm(flat, _factors(weight, precise, adds_one), epsilon, out, inverse)
+            return out.view(x.shape)
         for part in pieces(flat):
             rows = flat[part].to(precise, copy=True)
             here = inverse[part]
@@ -48,18 +55,18 @@ class _RmsNorm(torch.autograd.Function):
             else:
                 out[part] = rows
                 out[part] *= weight
-        ctx.save_for_backward(flat, weight, inverse)
-        ctx.adds_one = adds_one  # type: ignore[attr-defined]
         return out.view(x.shape)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         flat, weight, inverse = ctx.saved_tensors  # type: ignore[attr-defined]
         grad = grads[0].reshape(flat.shape)
+        factor = _factors(weight, inverse.dtype, ctx.adds_one)  # type: ignore[attr-defined]
+        kernels = _kernels_for(flat)
+        if kernels is not None:
+            found = kernels.norm_backward(flat, grad.contiguous(), inverse, factor)
+            return found.view(grads[0].shape), None, None, None
         out = torch.empty_like(flat)
-        factor = weight.to(inverse.dtype)
-        if ctx.adds_one:  # type: ignore[attr-defined]
-            factor = 1 + factor
         for part in pieces(flat):
             normal = flat[part].to(inverse.dtype, copy=True)
             normal *= inverse[part]
@@ -70,6 +77,14 @@ class _RmsNorm(torch.autograd.Function):
             slope *= inverse[part]
             out[part] = slope
         return out.view(grads[0].shape), None, None, None
+
+
+def _factors(weight: Tensor, dtype: torch.dtype, adds_one: bool) -> Tensor:
+    return 1 + weight.to(dtype) if adds_one else weight.to(dtype)
+
+
+def _kernels_for(flat: Tensor) -> Kernels | None:
+    return kernels_for(flat) if flat.is_contiguous() and flat.shape[1] % LANES == 0 else None
 
 
 def use_rms_norm(module: nn.Module) -> bool:

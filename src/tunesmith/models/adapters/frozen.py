@@ -5,8 +5,6 @@ Everything here works on `weight_of`; no other file of this folder knows how a l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -63,31 +61,3 @@ def row_norms(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
             for part, b_part in zip(torch.split(weight, _ROWS_AT_ONCE), torch.split(b, _ROWS_AT_ONCE), strict=True)
         ]
     )
-
-
-@dataclass(frozen=True)
-class FrozenMap:
-    """`x (W - scale B0 A0)^T`: what stays fixed in training, and its gradient by x.
-
-    `removed` are A0 (rank, in) and B0 (out, rank), the part of W that a trained pair began as; None: nothing.
-    """
-
-    linear: FrozenLinear
-    removed: tuple[Tensor, Tensor] | None
-    scale: float
-
-    def map(self, x: Tensor, *, bias: bool) -> Tensor:
-        """Map (M, in) to (M, out)."""
-        out = nn.functional.linear(x, weight_of(self.linear), self.linear.bias if bias else None)
-        if self.removed is not None:
-            a, b = (matrix.to(x.dtype) for matrix in self.removed)
-            out.addmm_(x @ a.t(), b.t(), alpha=-self.scale)
-        return out
-
-    def pull(self, grad: Tensor) -> Tensor:
-        """Map the output's gradient (M, out) to the input's (M, in)."""
-        grad_x = grad @ weight_of(self.linear)
-        if self.removed is not None:
-            a, b = (matrix.to(grad.dtype) for matrix in self.removed)
-            grad_x.addmm_(grad @ b, a, alpha=-self.scale)
-        return grad_x

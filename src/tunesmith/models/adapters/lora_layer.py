@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.models.adapters.frozen import FrozenLinear, FrozenMap, row_norms, weight_of, widths_of, with_weight
+from tunesmith.models.adapters.frozen import FrozenLinear, row_norms, weight_of, widths_of, with_weight
+from tunesmith.models.adapters.frozen_map import FrozenMap
 from tunesmith.models.adapters.lora_products import Drop, directed_linear, low_rank_linear
+from tunesmith.models.adapters.panels import Panels
 from tunesmith.specs.tune import LoraSpec
 
 #: More directions than are wanted, and passes over the weight: what makes a randomised decomposition accurate (Halko
@@ -47,6 +49,8 @@ class LoraLinear(nn.Module):
         self.spec = spec
         self.scale = scale_of(spec)
         self.dropout = nn.Dropout(spec.dropout) if spec.dropout else None
+        #: The frozen weight as the kernels multiply with it; whoever trains may give it to the layer.
+        self.panels: Panels | None = None
         width_in, width_out = widths_of(linear)
         weight = weight_of(linear).detach()
         self.lora_a = nn.Parameter(torch.empty(spec.rank, width_in, dtype=torch.float32, device=weight.device))
@@ -78,7 +82,7 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        frozen = FrozenMap(self.linear, self.initial, self.scale)
+        frozen = FrozenMap(self.linear, self.initial, self.scale, self.panels)
         drop = Drop.draw(self.dropout.p) if self.dropout is not None and self.training else None
         if self.magnitude is None:
             return low_rank_linear(x, self.lora_a, self.lora_b, frozen, self.scale, drop)

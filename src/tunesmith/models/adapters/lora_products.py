@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from tunesmith.models.adapters.frozen import FrozenMap
+from tunesmith.models.adapters.frozen_map import FrozenMap
 
 #: Dropout decides by random numbers of 16 bits, four of which come from one draw.
 _LEVELS = 1 << 16
@@ -83,8 +83,7 @@ class _LowRankLinear(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         kept = flat if drop is None else flat * drop.mask(flat)
         low = kept @ a.to(x.dtype).t()
-        out = frozen.map(flat, bias=True)
-        out.addmm_(low, b.to(x.dtype).t(), alpha=scale)
+        out = frozen.map_with(flat, low, b, scale)
         ctx.save_for_backward(flat, a, b, low)
         ctx.settings = frozen, scale, drop  # type: ignore[attr-defined]
         return out.view(*x.shape[:-1], -1)
@@ -100,8 +99,10 @@ class _LowRankLinear(torch.autograd.Function):
         grad_a = (grad_low.t() @ (flat if mask is None else flat * mask)).to(a.dtype).mul_(scale)
         grad_x = None
         if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-            grad_x = frozen.pull(grad)
-            _add_correction(grad_x, grad_low, a, scale, mask)
+            if mask is None:
+                grad_x = frozen.pull_with(grad, grad_low, a, scale)
+            else:
+                grad_x = frozen.pull(grad).addcmul_(grad_low @ a.to(grad.dtype), mask, value=scale)
             grad_x = grad_x.view(*grads[0].shape[:-1], -1)
         return grad_x, grad_a, grad_b, None, None, None
 
