@@ -25,7 +25,7 @@ class Text(types.TypeDecorator[str]):
         Raises:
             RequestError: the text holds one.
         """
-        if value is not None and ("\0" in value or not _is_encodable(value)):
+        if value is not None and not is_storable(value):
             raise RequestError(
                 "A text holds a character that can't be stored: NUL or half of a surrogate pair.",
                 fix="Remove it from the text.",
@@ -56,8 +56,10 @@ class Json(types.TypeDecorator[Any]):
         return None if value is None else json.loads(value)
 
 
-def _is_encodable(text: str) -> bool:
-    """Whether UTF-8 has a form for it."""
+def is_storable(text: str) -> bool:
+    """Whether both databases can keep a text, so that there may be a row with it."""
+    if "\0" in text:
+        return False
     try:
         text.encode()
     except UnicodeEncodeError:

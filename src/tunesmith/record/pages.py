@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import ColumnElement, Connection, Row, Table, select
 
 from tunesmith.errors import RequestError
+from tunesmith.record.column_types import is_storable
 
 _T = TypeVar("_T")
 
@@ -56,7 +57,8 @@ def rows_of(
     """
     asked = select(table).where(scope, *filters)
     if page.after is not None:
-        seq = connection.scalar(select(table.c.seq).where(table.c.id == page.after, scope))
+        here = select(table.c.seq).where(table.c.id == page.after, scope)
+        seq = connection.scalar(here) if is_storable(page.after) else None
         if seq is None:
             raise RequestError(
                 "Invalid 'after': there is no such object. Start again from the first page.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -44,6 +45,10 @@ _AUDITED_REFUSALS_PER_MINUTE = 60
 #: Ids as the record gives them, and names of tuned models; anything else in a path may be a key that went astray.
 _ID = re.compile(r"(?!sk-)[a-z]{2,12}[-_][0-9A-Za-z]{24,32}|ft:[\w.:/-]{1,200}")
 
+#: How long a body may take to arrive; what is streamed to the disk has bounds of its own.
+_BODY_SECONDS = 300.0
+#: No answer is a page: whatever is in it, a browser neither guesses at it nor runs it.
+_INERT = {"x-content-type-options": "nosniff", "content-security-policy": "default-src 'none'; frame-ancestors 'none'"}
 #: A body that is too large by this factor isn't read to its end before the answer.
 _READ_ON_FACTOR = 4
 
@@ -101,6 +106,8 @@ class Guard:
                 visit.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = visit.request_id
+                for name, value in _INERT.items():
+                    headers.setdefault(name, value)
                 if visit.allowance is not None:
                     headers.update(visit.allowance.headers())
             await send(message)
@@ -116,8 +123,11 @@ class Guard:
         try:
             is_streamed = scope["method"] == "POST" and _STREAMED_PATHS.fullmatch(scope["path"]) is not None
             refusal = await self._refuse(visit, scope)
-            if refusal is None and not is_streamed:
-                refusal = await self._refuse_size(visit.headers, receive)
+            if refusal is None:
+                refusal = _refuse_path(scope)
+            if not is_streamed:
+                receive = _patient(receive)
+                refusal = refusal or await self._refuse_size(visit.headers, receive)
             if refusal is not None:
                 await refusal.response()(scope, receive, send)
                 return
@@ -222,6 +232,34 @@ class Guard:
                 request_id=visit.request_id,
             )
         )
+
+
+def _patient(receive: Receive) -> Receive:
+    """Return `receive` that gives up on a body which takes too long; what comes behind it may take any time."""
+    deadline = asyncio.get_running_loop().time() + _BODY_SECONDS
+    is_whole = False
+
+    async def receive_patiently() -> Message:
+        nonlocal is_whole
+        if is_whole:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise WireFault(WireError(408, "The request didn't arrive in time.", "request_timeout")) from None
+        is_whole = not message.get("more_body", False)
+        return message
+
+    return receive_patiently
+
+
+def _refuse_path(scope: Scope) -> WireError | None:
+    """Refuse a path that names nothing for certain: the record can't even be asked for a name with NUL in it."""
+    if "\0" not in scope["path"]:
+        return None
+    shown = scope["path"][:200].replace("\0", "\ufffd")
+    return WireError(404, f"Invalid URL ({scope['method']} {shown})", "unknown_url")
 
 
 def _refuse_project(headers: Headers, found: KnownKey) -> WireError | None:

@@ -17,6 +17,7 @@ import uvicorn
 from tunesmith.errors import SpecError
 from tunesmith.record.home import Home
 from tunesmith.rest.app import create_app
+from tunesmith.rest.connection import Connection
 from tunesmith.rest.platform import open_platform
 from tunesmith.rest.traffic import Traffic
 from tunesmith.runs.worker_process import worker_processes
@@ -67,6 +68,7 @@ def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] |
         config = uvicorn.Config(
             app,
             loop="asyncio",
+            http=Connection,
             ws="none",
             lifespan="on",
             log_config=None,
