@@ -109,8 +109,8 @@ def test_what_cannot_be_obeyed_is_refused_before_the_model(server, change, param
         ("POST", CHAT, b"{}", "", 415, "unsupported_content_type"),
         ("POST", CHAT, b" " * (2 << 20), "application/json", 413, "request_too_large"),
         ("PUT", CHAT, b"", "", 405, "method_not_allowed"),
-        ("DELETE", "/v1/models/tiny", b"", "", 405, "method_not_allowed"),
-        ("GET", "/v1/fine_tuning/jobs", b"", "", 404, "unknown_url"),
+        ("PUT", "/v1/models/tiny", b"", "", 405, "method_not_allowed"),
+        ("GET", "/v1/fine_tuning", b"", "", 404, "unknown_url"),
         ("GET", "/", b"", "", 404, "unknown_url"),
         ("GET", "/v1/models/", b"", "", 404, "model_not_found"),
         ("GET", "/v1/models/..%2F..%2Fetc", b"", "", 404, "model_not_found"),
@@ -224,7 +224,8 @@ def test_answers_that_outlast_the_stop_end_with_a_word(slow, tuned, tmp_path):
         assert whole[0].status_code == 503 and is_envelope(whole[0].response)["code"] == "stopping"
         stopper.join()
         assert stopping.process.returncode == 0
-        assert stopping.errors.read_text() == ""
+        # Answers that the server owed are worth a line, and nothing else happened.
+        assert {line.split(" in ")[0] for line in stopping.errors.read_text().splitlines()} <= {f"POST {CHAT} 503"}
 
 
 def test_a_port_in_use_is_said_at_once(home):
