@@ -71,12 +71,24 @@ def test_products_equal_float32_row_by_row(rows, depth, outputs, has_bias, seed)
 
 
 @needs_kernels
-@pytest.mark.parametrize("rows", [1, 7, 200])
-def test_threads_share_a_product_without_a_trace(rows, threads):
-    made = NativeProduct(kernels(), numbers(1000, 512), None)
-    x = numbers(rows, 2 * 512)[:, 256 : 256 + 512]  # rows with a distance
-    assert torch.allclose(made.wide(x), x.float() @ made.weight().float().t(), rtol=1e-4, atol=1e-3)
+@pytest.mark.parametrize(("rows", "depth"), [(1, 512), (7, 512), (400, 512), (200, 5000)])
+def test_threads_share_a_product_without_a_trace(rows, depth, threads):
+    made = NativeProduct(kernels(), numbers(1000, depth), None)
+    x = numbers(rows, 2 * depth)[:, depth // 2 : depth // 2 + depth]  # rows with a distance
+    assert torch.allclose(made.wide(x), x.float() @ made.weight().float().t(), rtol=1e-4, atol=1e-5 * depth)
     assert torch.equal(made(x), torch.cat([made(one[None]) for one in x]))
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 5, 300])
+def test_a_narrow_product_goes_on_where_a_wide_one_ends(rows, threads):
+    wide, narrow = NativeProduct(kernels(), numbers(200, 3000), None), NativeProduct(kernels(), numbers(200, 6), None)
+    x, low, into = numbers(rows, 3000), numbers(rows, 9)[:, 1:7], numbers(rows, 200, seed=5)
+    exact = x.float() @ wide.weight().float().t() + low.float() @ narrow.weight().float().t()
+    assert close(wide.together(x, narrow, low), exact)
+    assert close(wide.together(x, narrow, low, into=into.clone()), exact + into.float())
+    assert torch.equal(wide.together(x, narrow, low)[-1:], wide.together(x[-1:], narrow, low[-1:]))
+    assert close(wide(x), x.float() @ wide.weight().float().t())  # nothing of it stays
 
 
 @needs_kernels

@@ -171,7 +171,7 @@ static void attend_tile(const Attention *a, const Tile *tile, long key_head) {
             float decay[6];
             Factors f = {.left = packed, .right = packed + size * PANEL, .pairs = size / 2};
             for (int i = 0; i < count; i++) f.rows[i] = query[begin + i];
-            multiply_some(count, 1, &f, 0, scores, packed);
+            multiply_some(count, 1, &f, 0, 0, scores, packed);
             for (int i = 0; i < count; i++) {
                 const long position = tile->position + (begin + i) / group;
                 decay[i] = weigh(

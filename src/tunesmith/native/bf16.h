@@ -97,18 +97,19 @@ INLINE void accumulate(const int rows, const int is_wide, const Factors *f, cons
  * Sums of products of `rows` (at most 6) rows of pairs with 2 or 4 vectors of columns:
  *     tile[i][16 j + lane] = sum over p of a[i][2 p] b_j[p][lane][0] + a[i][2 p + 1] b_j[p][lane][1]
  * `left` holds columns 0 to 31 of each pair of depth, `right` 32 to 63. Each sum runs over the depth in order, so a
- * row's result doesn't depend on the rows beside it; then over that of `further`, if there is any. A cache line from
- * `ahead` on is asked for with each pair: what a later call reads.
+ * row's result doesn't depend on the rows beside it; then over that of `further`, if there is any. If it `goes_on`, the
+ * sums begin with what the tile holds. A cache line from `ahead` on is asked for with each pair: what a later call reads.
  */
 INLINE void multiply(
-    const int rows, const int is_wide, const Factors *f, const Factors *further, float tile[][2 * PANEL],
+    const int rows, const int is_wide, const Factors *f, const Factors *further, int goes_on, float tile[][2 * PANEL],
     const bf16 *ahead
 ) {
     __m512 sums[6][4];
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) sums[i][j] = _mm512_setzero_ps();
+        for (int j = 0; j < 4; j++)
+            sums[i][j] = goes_on && (j < 2 || is_wide) ? _mm512_loadu_ps(tile[i] + j * LANES) : _mm512_setzero_ps();
     accumulate(rows, is_wide, f, ahead, sums);
     if (further != 0) accumulate(rows, is_wide, further, further->left, sums);
 #pragma GCC unroll 6
@@ -119,15 +120,16 @@ INLINE void multiply(
 }
 
 INLINE void multiply_some(
-    int rows, const int is_wide, const Factors *f, const Factors *further, float tile[][2 * PANEL], const bf16 *ahead
+    int rows, const int is_wide, const Factors *f, const Factors *further, int goes_on, float tile[][2 * PANEL],
+    const bf16 *ahead
 ) {
     switch (rows) {
-    case 1: multiply(1, is_wide, f, further, tile, ahead); break;
-    case 2: multiply(2, is_wide, f, further, tile, ahead); break;
-    case 3: multiply(3, is_wide, f, further, tile, ahead); break;
-    case 4: multiply(4, is_wide, f, further, tile, ahead); break;
-    case 5: multiply(5, is_wide, f, further, tile, ahead); break;
-    default: multiply(6, is_wide, f, further, tile, ahead); break;
+    case 1: multiply(1, is_wide, f, further, goes_on, tile, ahead); break;
+    case 2: multiply(2, is_wide, f, further, goes_on, tile, ahead); break;
+    case 3: multiply(3, is_wide, f, further, goes_on, tile, ahead); break;
+    case 4: multiply(4, is_wide, f, further, goes_on, tile, ahead); break;
+    case 5: multiply(5, is_wide, f, further, goes_on, tile, ahead); break;
+    default: multiply(6, is_wide, f, further, goes_on, tile, ahead); break;
     }
 }
 

@@ -15,6 +15,9 @@ enum {
     UPDATED = 4 /* added to `other` before anything is rounded: what a narrow product adds to a wide one's result */
 };
 
+/* Rows whose sums a thread holds at once, and the depth of panels that its cache holds. */
+enum { MOST_ROWS = 192, MOST_DEPTH = 2048 };
+
 typedef struct {
     const bf16 *x;
     const bf16 *weight, *second;
@@ -56,44 +59,59 @@ INLINE const bf16 *coming(const bf16 *left, const bf16 *right, long panel_size, 
     return block < 4 ? next + (block & 1) * panel_size / 2 : left;
 }
 
+/* Store what becomes of one row's sums of the panel or panels. */
+INLINE void finish_row(const Product *p, const int is_wide, long number, long row, const float *sums) {
+    const long column = number * PANEL;
+    if (p->kind == GATED) {
+        for (long j = 0; j < PANEL && column + j < p->outputs; j += LANES) {
+            const __m512 gate = biased(p->bias, column + j, p->outputs, _mm512_loadu_ps(sums + j));
+            const __m512 up = biased(p->second_bias, column + j, p->outputs, _mm512_loadu_ps(sums + PANEL + j));
+            finish(p, row, column + j, p->outputs - column - j, gated(gate, up));
+        }
+        return;
+    }
+    for (long j = 0; j < (is_wide ? 2 : 1) * PANEL && column + j < p->outputs; j += LANES) {
+        const __m512 sum = biased(p->bias, column + j, p->outputs, _mm512_loadu_ps(sums + j));
+        finish(p, row, column + j, p->outputs - column - j, sum);
+    }
+}
+
 /*
- * Compute the outputs of one panel (or, if `is_wide` and not gated, of two) for rows `first` to `end`. Later blocks of
- * rows find the panels in the cache; the first ones ask for the panels that come next.
+ * Compute the outputs of one panel (or, if `is_wide` and not gated, of two) for rows `first` to `end`, at most
+ * MOST_ROWS. Panels that are deeper than the cache holds are read in stretches, each for all rows. Later blocks of rows
+ * find the panels in the cache; the first ones ask for the panels that come next.
  */
 INLINE void panel(const Product *p, const int is_wide, long number, long first, long end) {
     const long panel_size = p->depth * PANEL, further_size = p->further_depth * PANEL;
-    Factors own = {.left = p->weight + number * panel_size, .pairs = p->depth / 2};
-    own.right = p->kind == GATED ? p->second + number * panel_size : own.left + panel_size;
+    const bf16 *left = p->weight + number * panel_size;
+    const bf16 *right = p->kind == GATED ? p->second + number * panel_size : left + panel_size;
     Factors further = {.left = p->further_weight + number * further_size, .pairs = p->further_depth / 2};
     further.right = further.left + further_size;
+    float tile[MOST_ROWS][2 * PANEL];
     /* Blocks as equal as they can be, for small ones keep the units less busy. */
     const long blocks = (end - first + 5) / 6;
-    for (long block = 0; block < blocks; block++) {
-        const long from = first + (end - first) * block / blocks, to = first + (end - first) * (block + 1) / blocks;
-        float tile[6][2 * PANEL];
-        for (long i = from; i < to; i++) {
-            own.rows[i - from] = p->x + i * p->x_stride;
-            further.rows[i - from] = p->further_x + i * p->further_stride;
-        }
-        const bf16 *ahead = blocks > 2 ? coming(own.left, own.right, panel_size, block) : own.left;
-        multiply_some((int)(to - from), is_wide, &own, p->further_depth ? &further : 0, tile, ahead);
-        for (long i = from; i < to; i++) {
-            const float *sums = tile[i - from];
-            const long column = number * PANEL;
-            if (p->kind == GATED) {
-                for (long j = 0; j < PANEL && column + j < p->outputs; j += LANES) {
-                    const __m512 gate = biased(p->bias, column + j, p->outputs, _mm512_loadu_ps(sums + j));
-                    const __m512 up = biased(p->second_bias, column + j, p->outputs, _mm512_loadu_ps(sums + PANEL + j));
-                    finish(p, i, column + j, p->outputs - column - j, gated(gate, up));
-                }
-                continue;
+    for (long start = 0; start < p->depth; start += MOST_DEPTH) {
+        const int is_last = p->depth - start <= MOST_DEPTH;
+        Factors own = {.left = left + start * PANEL, .right = right + start * PANEL};
+        own.pairs = (is_last ? p->depth - start : MOST_DEPTH) / 2;
+        for (long block = 0; block < blocks; block++) {
+            const long from = first + (end - first) * block / blocks, to = first + (end - first) * (block + 1) / blocks;
+            for (long i = from; i < to; i++) {
+                own.rows[i - from] = p->x + i * p->x_stride + start;
+                further.rows[i - from] = p->further_x + i * p->further_stride;
             }
-            for (long j = 0; j < (is_wide ? 2 : 1) * PANEL && column + j < p->outputs; j += LANES) {
-                const __m512 sum = biased(p->bias, column + j, p->outputs, _mm512_loadu_ps(sums + j));
-                finish(p, i, column + j, p->outputs - column - j, sum);
-            }
+            const Factors *then = is_last && p->further_depth ? &further : 0;
+            const bf16 *ahead = blocks > 2 && p->depth <= MOST_DEPTH ? coming(left, right, panel_size, block) : own.left;
+            multiply_some((int)(to - from), is_wide, &own, then, start > 0, tile + (from - first), ahead);
         }
     }
+    for (long i = first; i < end; i++) finish_row(p, is_wide, number, i, tile[i - first]);
+}
+
+/* As `panel`, for any number of rows. */
+INLINE void panel_of_all(const Product *p, const int is_wide, long number, long first, long end) {
+    for (long from = first; from < end; from += MOST_ROWS)
+        panel(p, is_wide, number, from, from + MOST_ROWS < end ? from + MOST_ROWS : end);
 }
 
 /* Compute a product with `threads` threads. */
@@ -111,13 +129,13 @@ void product(const Product *p, long threads) {
             const long part = unit / panels, number = unit % panels;
             const long first = p->rows * part / row_parts, last = p->rows * (part + 1) / row_parts;
             if (p->kind == GATED) {
-                panel(p, 1, number, first, last);
+                panel_of_all(p, 1, number, first, last);
                 unit += 1;
             } else if (unit + 1 < end && number + 1 < panels) {
-                panel(p, 1, number, first, last);
+                panel_of_all(p, 1, number, first, last);
                 unit += 2;
             } else {
-                panel(p, 0, number, first, last);
+                panel_of_all(p, 0, number, first, last);
                 unit += 1;
             }
         }
