@@ -39,13 +39,13 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path, home: Path, **settings: object) -> Iterator[ServerProcess]:
-    """Start a server on a free port and wait until it answers."""
+def running_server(folder: Path, home: Path, *, prelude: str = "", **settings: object) -> Iterator[ServerProcess]:
+    """Start a server on a free port and wait until it answers; `prelude` is Python that runs in it before."""
     folder.mkdir(parents=True, exist_ok=True)
     errors = folder / "server.log"
     with errors.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, json.dumps({"port": 0, "workers": 0, **settings})],
+            [sys.executable, "-c", prelude + _PROGRAM, json.dumps({"port": 0, "workers": 0, **settings})],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

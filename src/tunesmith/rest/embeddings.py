@@ -31,7 +31,7 @@ MOST_TOKENS = 300_000
 #: A text of more characters than this for each token that the model takes is refused before its tokens are counted.
 _MOST_CHARACTERS_PER_TOKEN = 100
 
-_INPUT = {
+_INPUT: dict[str, Any] = {
     "anyOf": [
         {"type": "string", "minLength": 1},
         {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MOST_INPUTS},

@@ -54,7 +54,7 @@ class ResponseStream(SessionStream):
 
     def _event(self, event: dict[str, Any]) -> bytes:
         """Return an event with its number, as it goes out."""
-        kind = event["type"]
+        kind: str = event["type"]
         numbered = {"type": kind, "sequence_number": self._number, **event}
         self._number += 1
         return b"event: " + kind.encode() + b"\ndata: " + json.dumps(numbered).encode() + b"\n\n"
