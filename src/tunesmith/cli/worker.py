@@ -25,7 +25,11 @@ def worker(
     ] = None,
     log_format: Annotated[
         LogFormat,
-        typer.Option("--log-format", help="Log lines for people, or a JSON object a line, on standard error."),
+        typer.Option(
+            "--log-format",
+            metavar="text|json",
+            help="Log lines for people, or a JSON object a line, on standard error.",
+        ),
     ] = "text",
     json: Json = False,
 ) -> None:
