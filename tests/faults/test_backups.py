@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sqlite3
 import tarfile
 import threading
@@ -100,13 +101,15 @@ class Uploading(threading.Thread):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["folder", "file.tar"])
-def test_f34_a_backup_while_jobs_run_is_restored_whole_and_its_jobs_go_on(bench, elsewhere, tmp_path, form):
+def test_f34_a_backup_while_jobs_run_is_restored_whole_and_its_jobs_go_on(
+    bench, elsewhere, tmp_path, form, monkeypatch
+):
     if form == "file.tar" and bench.database.kind == "postgresql":
         pytest.skip("the form doesn't depend on the database")
     done = bench.submit(hyperparameters={"n_epochs": 1, "batch_size": 8})
     bench.start_worker()
     done = bench.wait_over(done.id)
-    running = bench.submit(hyperparameters={"n_epochs": 60, "batch_size": 1})
+    running = bench.submit(hyperparameters={"n_epochs": 12, "batch_size": 1})
     bench.wait_step(running.id, 30)
     uploading = Uploading(bench)
     report = backed_up(bench, tmp_path / form)
@@ -117,6 +120,8 @@ def test_f34_a_backup_while_jobs_run_is_restored_whole_and_its_jobs_go_on(bench,
         worker.kill()
     home, url = elsewhere
     restored(tmp_path / form, home, url)
+    monkeypatch.setenv("TUNESMITH_HOME", str(home.root))
+    shutil.rmtree(bench.home.root)
     copy = JobBench(home, url, bench.base)
     try:
         check_whole(copy)

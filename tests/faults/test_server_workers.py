@@ -1,4 +1,4 @@
-"""The worker of a server: it is there, is replaced, stops with the server and never outlives it."""
+"""The worker of a server: it is there, is replaced, and never outlives it. How it stops: `test_polite_stop.py`."""
 
 import signal
 
@@ -23,16 +23,6 @@ def worker_of(server):
     alive = [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
     found = [one for one in alive if "worker" in one.cmdline()]
     return found[0] if found else None
-
-
-def test_f04_a_server_with_a_running_job_stops_in_order(bench, tmp_path):
-    with running_server(tmp_path / "server", bench.home.root, workers=1) as server:
-        job = bench.submit(hyperparameters={"n_epochs": 50, "batch_size": 1})
-        bench.wait_step(job.id, 5)
-        family = psutil.Process(server.process.pid).children(recursive=True)
-        assert server.stop() == 0
-    assert not [one for one in family if one.is_running()]
-    assert (bench.job(job.id).state, bench.held()) == ("queued", 0)
 
 
 def test_f03_the_worker_ends_with_a_killed_server_and_a_killed_worker_is_replaced(bench, tmp_path):
