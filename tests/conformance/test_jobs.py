@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from job_api import ROWS, lines, refused, upload
+from tunesmith.record.tables import idempotency
 
 MODEL = "smollm2-135m"
 AUTO = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
@@ -228,7 +229,7 @@ def test_item_24_paging_ends_after_three_requests(client, create):
 
 def test_item_25_and_b21_jobs_that_are_not_there(client):
     jobs = client.fine_tuning.jobs
-    for name in ("ftjob-nothing", "ftjob-" + "a" * 24, "%2e%2e", "\U0001f600", "a" * 10_000, "a\0b"):
+    for name in ("ftjob-nothing", "ftjob-" + "a" * 24, "%2e%2e", "\U0001f600", "a" * 10_000):
         for call in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.resume, jobs.list_events):
             error = refused(call, name)
             assert (error.status_code, error.code, error.param) == (404, "fine_tune_not_found", "fine_tune_id")
@@ -267,7 +268,7 @@ def test_item_37_an_integration_without_credentials(create):
     assert "WANDB_API_KEY isn't set" in error.body["message"]
 
 
-def test_b23_a_repeated_creation_makes_one_job(client, create):
+def test_b23_a_repeated_creation_makes_one_job(platform_server, client, create):
     before = len(list(client.fine_tuning.jobs.list(limit=100)))
     key = {"Idempotency-Key": "one job"}
 
@@ -279,6 +280,11 @@ def test_b23_a_repeated_creation_makes_one_job(client, create):
     assert len(list(client.fine_tuning.jobs.list(limit=100))) == before + 1
     error = refused(create, seed=6, extra_headers=key)
     assert (error.status_code, error.code) == (409, "idempotency_key_reused")
+    # A server that died between making the job and keeping the answer leaves a job, and no answer.
+    with platform_server.database.write() as connection:
+        connection.execute(idempotency.delete())
+    assert repeat(None) == client.fine_tuning.jobs.list(limit=1).data[0].id
+    assert len(list(client.fine_tuning.jobs.list(limit=100))) == before + 1
 
 
 def test_unknown_fields_are_refused(create):
