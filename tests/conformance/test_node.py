@@ -159,3 +159,43 @@ def test_item_73_keys_and_headers(node):
 def test_item_75_an_upload_whose_answer_was_lost(node):
     with cut_connections(node.url) as url:
         node.check("errors.mjs", "item_75", url=url)
+
+
+def test_item_15_a_minimal_job(node):
+    node.check("jobs.mjs", "item_15")
+
+
+def test_item_16_seeds(node):
+    node.check("jobs.mjs", "item_16")
+
+
+def test_item_18_the_old_hyperparameters(node):
+    node.check("jobs.mjs", "item_18")
+
+
+def test_item_19_hyperparameters_out_of_range(node):
+    node.check("jobs.mjs", "item_19")
+
+
+def test_item_23_lists_and_metadata(node):
+    node.check("jobs.mjs", "item_23")
+
+
+def test_item_24_paging_by_itself(node):
+    node.check("jobs.mjs", "item_24")
+
+
+def test_item_25_an_unknown_job(node):
+    node.check("jobs.mjs", "item_25")
+
+
+def test_item_31_32_cancelled_once(node):
+    node.check("jobs.mjs", "item_31_32")
+
+
+def test_item_38_events(node):
+    node.check("jobs.mjs", "item_38")
+
+
+def test_item_64_stored_completions(node):
+    node.check("stored.mjs", "item_64")

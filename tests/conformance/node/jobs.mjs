@@ -105,7 +105,7 @@ export async function item_38(client, facts) {
 export async function from_upload_to_answer(client, facts) {
   const hyperparameters = { n_epochs: 2, batch_size: 5 };
   const method = { type: 'supervised', supervised: { hyperparameters } };
-  let job = await create(client, facts, { training_file: await upload(client, 20), method, suffix: 'node' });
+  let job = await create(client, facts, { training_file: await upload(client, 20), method, suffix: 'node', tunesmith: facts.settings });
   const seen = [];
   while (!['succeeded', 'failed', 'cancelled'].includes(job.status)) {
     if (seen.at(-1) !== job.status) seen.push(job.status);
