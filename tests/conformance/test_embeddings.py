@@ -9,6 +9,7 @@ import base64
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -19,7 +20,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from server_process import running_server
 from tiny_models import save_tiny_model
+from tunesmith.errors import ModelError
 from tunesmith.models.embedded import ENCODERS, embedded_file
+from tunesmith.models.encoder import load_embedded_encoder
 
 MODEL = "all-minilm-l6-v2"
 TEXTS = [
@@ -217,6 +220,12 @@ def test_a_small_request_does_not_wait_for_a_large_one(client):
     ask("small", ["x"])
     large.join()
     assert done == ["small", "large"]
+
+
+def test_other_weights_than_the_published_ones_are_refused(monkeypatch):
+    monkeypatch.setitem(ENCODERS, MODEL, replace(ENCODERS[MODEL], sha256="0" * 64))
+    with pytest.raises(ModelError, match="published"):
+        load_embedded_encoder(MODEL)
 
 
 def test_nothing_is_unpickled_and_no_network_asked():

@@ -24,10 +24,14 @@ HEADER_SECONDS = 2
 SECRET = "the-servers-own-key"
 KEY = {"authorization": f"Bearer {SECRET}"}
 
-#: As `tunesmith serve` runs it, but for the patience with headers, so that the tests needn't wait long.
+BODY_SECONDS = 3
+
+#: As `tunesmith serve` runs it, but for the patience with headers and bodies, so that the tests needn't wait long.
 PROGRAM = f"""
 import tunesmith.rest.connection as connection
+import tunesmith.rest.guard as guard
 connection.HEADER_SECONDS = {HEADER_SECONDS}
+guard._BODY_SECONDS = {BODY_SECONDS}
 """
 
 
@@ -140,6 +144,19 @@ def test_a24_connections_that_are_kept_are_not_given_up(server):
         time.sleep(HEADER_SECONDS + 0.5)
     connection.sendall(request)
     assert reply_of(connection)[0].status == 200
+
+
+def test_a24_slow_bodies_are_given_up(server):
+    head = f"host: 127.0.0.1\r\ncontent-type: application/json\r\nauthorization: Bearer {SECRET}\r\n"
+    connection = connect(server)
+    connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{head}content-length: 100\r\n\r\n".encode())
+    began = time.monotonic()
+    while time.monotonic() - began < BODY_SECONDS - 0.5:
+        connection.sendall(b" ")
+        time.sleep(0.3)
+    reply, error = reply_of(connection)
+    is_refused(reply.status, error, 408)
+    assert time.monotonic() - began < BODY_SECONDS + 20
 
 
 @pytest.mark.parametrize(
