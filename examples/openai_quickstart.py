@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from openai import OpenAI
@@ -47,7 +48,7 @@ def main() -> None:
 
     models = [BASE]
     for checkpoint in reversed(list(client.fine_tuning.jobs.checkpoints.list(job.id))):
-        print(f"checkpoint at step {checkpoint.step_number}: {checkpoint.metrics.to_dict()}")
+        print(f"checkpoint at step {checkpoint.step_number}: validation loss {checkpoint.metrics.full_valid_loss:.3f}")
         models.append(checkpoint.fine_tuned_model_checkpoint)
     print(f"\nRight answers to {len(questions)} messages that no model has seen:")
     for model in models:
@@ -83,16 +84,18 @@ def follow(client: OpenAI, job: FineTuningJob) -> FineTuningJob:
 
 
 def right_answers(client: OpenAI, model: str, questions: list[dict]) -> int:
-    """Ask a model, and count the answers that are the expected booking, as JSON."""
-    right = 0
-    for question in questions:
+    """Ask a model, some questions at once, and count the answers that are the expected booking, as JSON."""
+
+    def is_right(question: dict) -> bool:
         *prompt, expected = question["messages"]
         answer = client.chat.completions.create(model=model, messages=prompt, temperature=0, max_tokens=100)
         try:
-            right += json.loads(answer.choices[0].message.content or "") == json.loads(expected["content"])
+            return json.loads(answer.choices[0].message.content or "") == json.loads(expected["content"])
         except ValueError:
-            continue
-    return right
+            return False
+
+    with ThreadPoolExecutor(4) as pool:
+        return sum(pool.map(is_right, questions))
 
 
 if __name__ == "__main__":
