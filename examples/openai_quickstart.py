@@ -55,7 +55,8 @@ def main() -> None:
         print(f"{right_answers(client, model, questions):4d}  {model}")
 
     for model in (BASE, job.fine_tuned_model):
-        answer = client.chat.completions.create(model=model, messages=questions[0]["messages"][:-1], temperature=0)
+        prompt = questions[0]["messages"][:-1]
+        answer = client.chat.completions.create(model=model, messages=prompt, temperature=0, max_tokens=100)
         print(f"\n{answer.model} answers:\n{answer.choices[0].message.content}")
 
     results = client.files.content(job.result_files[0]).text.splitlines()
