@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 from tunesmith.errors import DataError, StorageError, storage_errors
 from tunesmith.record.atomic import new_folder, new_part, sync_folder
@@ -107,7 +107,7 @@ class BackupReader:
                 member = self._archive.getmember(name)
                 file = self._archive.extractfile(member) if member.isreg() else None
                 if file is not None:
-                    return io.BufferedReader(file)  # type: ignore[arg-type]
+                    return cast(BinaryIO, file)
         except (KeyError, OSError, tarfile.TarError):
             pass
         raise _damaged(name)
@@ -144,9 +144,9 @@ def new_backup(target: Path, facts: Mapping[str, Any]) -> Iterator[BackupWriter]
         return
     with new_folder(target) as folder:
         folder.chmod(0o700)
-        writer = _FolderWriter(folder)
-        yield writer
-        (folder / MANIFEST).write_bytes(_manifest(writer, facts))
+        files = _FolderWriter(folder)
+        yield files
+        (folder / MANIFEST).write_bytes(_manifest(files, facts))
 
 
 @contextmanager

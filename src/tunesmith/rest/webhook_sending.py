@@ -105,7 +105,7 @@ def _post(place: Place, webhook: Webhook, event_id: str, body: bytes, deadline: 
     context = ssl.create_default_context()
     with (
         httpcore.ConnectionPool(ssl_context=context, retries=0, network_backend=backend) as pool,
-        pool.stream("POST", url, headers=headers, content=body) as response,
+        pool.stream("POST", url, headers=list(headers.items()), content=body) as response,
     ):
         # Of the answer nothing but its status is read.
         return response.status
