@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from job_models import add_job, add_model, unlisted_model
@@ -13,7 +15,8 @@ from tunesmith.record.home import Home
 from tunesmith.record.job_events import all_checkpoints
 from tunesmith.record.job_models import find_job_model, may_use, usable_models
 from tunesmith.record.jobs import change_job
-from tunesmith.record.permissions import share_model
+from tunesmith.record.pages import Page
+from tunesmith.record.permissions import list_permissions, share_model
 from tunesmith.runs import model_removal
 from tunesmith.runs.model_removal import remove_model, sweep_models
 
@@ -53,6 +56,7 @@ def test_a_removed_model_is_gone_everywhere_and_only_once(place):
     with database.read() as connection:
         assert all_checkpoints(connection, version.made.run) == []
         assert not may_use(connection, version.name, other) and usable_models(connection, other) == {}
+        assert list_permissions(connection, version.name, Page()).items == ()
     by_hand = register_tuned(base, home, label="by-hand")
     assert remove_model(by_hand, home, database) and not remove_model(by_hand, home, database)
 
@@ -90,7 +94,8 @@ def test_a_sweep_takes_only_what_nobody_can_want(place):
 def test_a_model_that_another_was_tuned_from_stays(place):
     home, database, base, _ = place
     version = add_model(database, home, base)
-    child = register_tuned(base, home, label="child", seed=1, base=str(version.folder))
+    shutil.copytree(base, version.folder, dirs_exist_ok=True)  # as if it had been trained whole
+    child = register_tuned(version.folder, home, label="child", seed=1)
     with pytest.raises(ModelError) as refused:
         remove_model(version, home, database)
     assert refused.value.code == "model_in_use" and child.name not in str(refused.value)
