@@ -28,7 +28,8 @@ def stored_server(request, tmp_path_factory):
         url = request.getfixturevalue("postgresql_cluster").create()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNESMITH_DATABASE_URL", url)
-        with running_server(folder / "log", home, models=[str(base)], dtype="float32") as server:
+        named = {"models": [str(base)], "aliases": ["gpt-4o-mini=tiny"]}
+        with running_server(folder / "log", home, **named, dtype="float32") as server:
             yield server, url
 
 
@@ -65,6 +66,8 @@ def test_item_64_a_stored_chat_is_listed_read_changed_and_deleted(client):
     assert kept.metadata == {"empty": "", "test": "one"}
     assert [one.id for one in client.chat.completions.list(metadata={"empty": ""}).data] == [asked.id]
     assert not client.chat.completions.list(model="none").data
+    (aliased,) = client.chat.completions.list(model="gpt-4o-mini", metadata={"test": "one"}).data
+    assert aliased == kept
     assert not client.chat.completions.list(metadata={"test": "one", "empty": "x"}).data
 
     messages = client.chat.completions.messages.list(asked.id).data

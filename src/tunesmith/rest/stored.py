@@ -16,6 +16,7 @@ from tunesmith.rest.errors import WireError, WireFault
 from tunesmith.rest.files import FromCaller, FromPlatform
 from tunesmith.rest.intake import in_thread
 from tunesmith.rest.metadata import METADATA_PARAMETER, METADATA_SCHEMA, check_metadata, metadata_filter
+from tunesmith.rest.model_lookup import pool_of
 from tunesmith.rest.paging import After, Limit, WireList, WireObject, list_of, page_of
 from tunesmith.rest.platform import platform_of
 from tunesmith.rest.reading import unsupported
@@ -144,7 +145,9 @@ async def list_chat_completions(
 ) -> WireList[WireStoredCompletion]:
     """List the stored completions of the caller's project."""
     pairs = metadata_filter(http).pairs
-    find = partial(platform.completions.list, model=model, metadata=pairs)
+    # What was asked by an alias says which model answered.
+    name = None if model is None else pool_of(http).catalogue.aliases.get(model, model)
+    find = partial(platform.completions.list, model=name, metadata=pairs)
     found = await in_thread(platform.keeping_threads, partial(find, caller.project_id, page_of(limit, after, order)))
     return list_of([_wire(one) for one in found.items], has_more=found.has_more)
 
