@@ -179,10 +179,14 @@ def test_attention_to_pages_equals_float32(texts, groups, size, window, seed):
 
 @needs_kernels
 def test_what_cannot_be_compiled_is_said_and_done_without(monkeypatch, caplog, tmp_path):
-    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path))
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     library = build.library.__wrapped__
-    assert library() is not None  # in an empty home it is compiled anew
-    assert [path.suffix for path in (tmp_path / "kernels").iterdir()] == [".so"]
+    assert library() is not None  # it is compiled anew
+    assert [path.suffix for path in (tmp_path / "cache/tunesmith/kernels").iterdir()] == [".so"]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert library() is not None
+    assert [path.suffix for path in (tmp_path / "home/kernels").iterdir()] == [".so"]
     monkeypatch.setattr(build, "_FLAGS", ("-no-such-flag",))
     assert library() is None
     assert "can't be compiled" in caplog.text and "no-such-flag" in caplog.text

@@ -1,5 +1,6 @@
 """Attention over a token tree on CPUs: each segment's tokens attend to the segments above it and to their own past.
 
+In bf16, the kernels in C do it where they can (see `learn.native_attention`); elsewhere it is done as follows.
 Segments are cut into blocks of queries, so that keys behind a block's end are never touched; blocks of like shape are
 computed together, padded inside the attention alone, as many at once as the processor's cache holds. Only matrix
 products and a softmax: for short rows several times faster than PyTorch's own attention.
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from tunesmith.learn.native_attention import TreePaths, kernels_of, native_attention
 from tunesmith.learn.tree import Segment, TokenTree
 
 #: A bucket may be padded to at most this multiple of its blocks' joint area.
@@ -93,10 +96,8 @@ class TreeLayout:
     """The `Layout` (see `models.attention`) of one token tree; holds index tables and masks only."""
 
     def __init__(self, tree: TokenTree, device: torch.device | str = "cpu") -> None:
-        """Sort the tree's segments into buckets of like shape."""
-        blocks = _blocks(tree.segments)
-        self._buckets = [_bucket(part, tree, device) for part in _parts_of_like_shape(blocks)]
-        self._keeps_weights = sum(b.queries * b.keys for b in blocks) <= KEPT_KEYS * len(tree.token_ids)
+        """Take the tree; what a way of computing needs of it is made when it is first asked for."""
+        self._tree, self._device = tree, device
 
     def attend(
         self,
@@ -110,10 +111,31 @@ class TreeLayout:
         softcap: float | None,
     ) -> Tensor:
         """See `Layout.attend`; B is 1 and T the tree's number of tokens."""
-        settings = _Settings(self._buckets, scale, window_tokens, softcap, self._keeps_weights)
-        by_token = (x[0].transpose(0, 1) for x in (query, key, value))
-        out: Tensor = _TreeAttention.apply(*by_token, settings)  # type: ignore[no-untyped-call]
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        kernels = kernels_of(q, k) if softcap is None else None
+        if kernels is not None:
+            out = native_attention(kernels, self._paths, q, k, v, scale=scale, window_tokens=window_tokens)
+        else:
+            settings = _Settings(self._buckets, scale, window_tokens, softcap, self._keeps_weights)
+            out = _TreeAttention.apply(q, k, v, settings)  # type: ignore[no-untyped-call]
         return out.unsqueeze(0)
+
+    @cached_property
+    def _paths(self) -> TreePaths:
+        return TreePaths(self._tree.segments)
+
+    @cached_property
+    def _blocks(self) -> list[_Block]:
+        return _blocks(self._tree.segments)
+
+    @cached_property
+    def _buckets(self) -> list[_Bucket]:
+        """The tree's segments, in buckets of like shape."""
+        return [_bucket(part, self._tree, self._device) for part in _parts_of_like_shape(self._blocks)]
+
+    @cached_property
+    def _keeps_weights(self) -> bool:
+        return sum(b.queries * b.keys for b in self._blocks) <= KEPT_KEYS * len(self._tree.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

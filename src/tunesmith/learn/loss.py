@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from tunesmith.models.adapters.panels import Panels
 from tunesmith.models.projection import Projection
 
 #: A chunk's logits take about this much, by device; fewer than `_MIN_CHUNK` targets would starve the matrix product.
@@ -88,6 +89,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         with_gradient = (hidden.requires_grad and settings.differentiable) or trains_head
         # A head that is trained in float32 beside a base in bfloat16 is used as the base would use it.
         used, used_bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+        panels = settings.projection.panels if hidden.dtype == Panels.dtype and not trains_head else None
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
         grad_weight = torch.zeros_like(weight, dtype=precise) if trains_head else None
         grad_bias = None if bias is None or not trains_head else torch.zeros_like(bias, dtype=precise)
@@ -97,12 +99,16 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), settings.chunk_tokens):
             part = slice(start, min(start + settings.chunk_tokens, len(targets)))
             chunk = logits[: part.stop - start]
-            if used_bias is None:
+            if panels is not None:
+                panels.forward.write(hidden[part], chunk)
+            elif used_bias is None:
                 torch.mm(hidden[part], used.t(), out=chunk)
             else:
                 torch.addmm(used_bias, hidden[part], used.t(), out=chunk)
             objective[part], losses[part] = _losses(chunk, targets[part], weights[part], settings, with_gradient, part)
-            if grad_hidden is not None:
+            if grad_hidden is not None and panels is not None:
+                panels.backward.write(chunk, grad_hidden[part])
+            elif grad_hidden is not None:
                 torch.mm(chunk, used, out=grad_hidden[part])
             if grad_weight is not None:
                 grad_weight += chunk.t() @ hidden[part]

@@ -41,7 +41,7 @@ class TreeModel:
         if reason is None:
             use_layout_attention(model)
         use_kernels(model)
-        return cls(model, Projection.of(model), reason)
+        return cls(model, Projection.of(model).with_panels(), reason)
 
     def hidden_states(self, tree: TokenTree) -> Tensor:
         """Return the final hidden states (N, H) of the tree's tokens."""

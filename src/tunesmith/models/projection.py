@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from tunesmith.models.adapters.panels import Panels, fits
 
 
 @dataclass(frozen=True)
 class Projection:
     """The map from hidden states to logits: `softcap * tanh((h W^T + b) * scale / softcap)`.
 
-    `weight` is (V, H), `bias` (V,) or None; `softcap` is Gemma 2's bound on logits.
+    `weight` is (V, H), `bias` (V,) or None; `softcap` is Gemma 2's bound on logits. `panels` are copies of a frozen W
+    for the kernels, or None.
     """
 
     weight: Tensor
     bias: Tensor | None
     scale: float
     softcap: float | None
+    panels: Panels | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Projection:
@@ -32,6 +36,12 @@ class Projection:
             scale=getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0),
             softcap=getattr(config, "final_logit_softcapping", None),
         )
+
+    def with_panels(self) -> Projection:
+        """Return the same for many products with W as it is now, where the kernels compute them."""
+        if self.weight.requires_grad or not fits([self.weight]):
+            return self
+        return replace(self, panels=Panels.of_weight(self.weight, self.bias))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map (M, H) hidden states to (M, V) logits in at least float32."""

@@ -1,7 +1,7 @@
 """Compiling the kernels, once for each machine, and loading them.
 
-They are compiled when they are first wanted, by the C compiler of the machine, and kept in Tunesmith's home under a
-name that holds the digest of everything that went in. Where there is no compiler, or the processor lacks the
+They are compiled when they are first wanted, by the C compiler of the machine, and kept in the user's cache (or, where
+that can't be written, in Tunesmith's home) under a name that holds the digest of everything that went in. Where there is no compiler, or the processor lacks the
 instructions, PyTorch's own operations do the same work in more steps.
 """
 
@@ -29,7 +29,7 @@ from tunesmith.record.home import Home
 _log = logging.getLogger(__name__)
 
 _VARIABLE = "TUNESMITH_NATIVE"
-_SOURCES = ("bf16.h", "product.c", "rows.c", "attention.c")
+_SOURCES = ("bf16.h", "attention.h", "product.c", "rows.c", "attention.c", "tree.c")
 _FLAGS = (
     *("-O3", "-std=c11", "-shared", "-fPIC", "-fopenmp", "-mfma"),
     *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16")),
@@ -66,13 +66,40 @@ def _compiled(compiler: str) -> Path:
     sources = {name: resources.files(__package__).joinpath(name).read_bytes() for name in _SOURCES}
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=_COMPILE_SECONDS).stdout
     digest = hashlib.sha256(repr((sorted(sources.items()), _FLAGS, version)).encode()).hexdigest()
-    kept = Home.from_environment().kernels / f"bf16-{digest[:32]}.so"
-    if not kept.exists():
-        with TemporaryDirectory(prefix="tunesmith-kernels-") as folder:
-            for name, content in sources.items():
-                Path(folder, name).write_bytes(content)
-            files = [name for name in _SOURCES if name.endswith(".c")]
-            command = [compiler, *_FLAGS, *files, "-o", "kernels.so"]
-            subprocess.run(command, check=True, capture_output=True, cwd=folder, timeout=_COMPILE_SECONDS, text=True)
-            write_bytes(kept, Path(folder, "kernels.so").read_bytes())
-    return kept
+    name = f"bf16-{digest[:32]}.so"
+    for folder in _folders():
+        if (folder / name).exists():
+            return folder / name
+    with TemporaryDirectory(prefix="tunesmith-kernels-") as scratch:
+        for source, content in sources.items():
+            Path(scratch, source).write_bytes(content)
+        files = [source for source in _SOURCES if source.endswith(".c")]
+        command = [compiler, *_FLAGS, *files, "-o", "kernels.so"]
+        subprocess.run(command, check=True, capture_output=True, cwd=scratch, timeout=_COMPILE_SECONDS, text=True)
+        return _kept(name, Path(scratch, "kernels.so").read_bytes())
+
+
+def _folders() -> tuple[Path, ...]:
+    """Return where compiled kernels may lie: they are the machine's, whatever home is in use."""
+    cache = os.environ.get("XDG_CACHE_HOME", "").strip()
+    user = Path(cache) if cache else Path("~/.cache").expanduser()
+    return user / "tunesmith" / "kernels", Home.from_environment().root / "kernels"
+
+
+def _kept(name: str, compiled: bytes) -> Path:
+    """Write the compiled file to the first folder that takes it.
+
+    Raises:
+        StorageError: none does.
+    """
+    first, last = _folders()
+    for folder in (first, last):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_bytes(folder / name, compiled)
+        except (OSError, TunesmithError):
+            if folder == last:
+                raise
+        else:
+            return folder / name
+    raise AssertionError("the last folder's refusal was raised")

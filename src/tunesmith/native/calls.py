@@ -42,6 +42,17 @@ class AttentionArguments(ctypes.Structure):
     ]
 
 
+class TreeArguments(ctypes.Structure):
+    """`Tree` of tree.c."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("query", "key", "value", "out", "logs", "out_gradient", "query_gradient")),
+        *((name, c_void_p) for name in ("sums", "tiles", "stretches", "parts")),
+        *((name, c_long) for name in ("tile_count", "part_count", "tokens", "heads", "key_heads", "size", "window")),
+        ("scale", c_float),
+    ]
+
+
 class Kernels:
     """The functions of the compiled library; numbers are in bf16, on the CPU."""
 
@@ -60,6 +71,8 @@ class Kernels:
             compiled, "rotate_and_keep", [pointer, *[number] * 4, *[pointer] * 5, number, number]
         )
         self._attend = _function(compiled, "attend", [pointer, number])
+        self._attend_tree = _function(compiled, "attend_tree", [pointer, number])
+        self._pull_tree = _function(compiled, "pull_tree", [pointer, number])
 
     def product(self, arguments: ProductArguments) -> None:
         """Compute a product."""
@@ -136,6 +149,14 @@ class Kernels:
     def attend(self, arguments: AttentionArguments) -> None:
         """Let queries attend to pages."""
         self._attend(ctypes.byref(arguments), torch.get_num_threads())
+
+    def attend_tree(self, arguments: TreeArguments) -> None:
+        """Let a token tree's segments attend to their paths."""
+        self._attend_tree(ctypes.byref(arguments), torch.get_num_threads())
+
+    def pull_tree(self, arguments: TreeArguments) -> None:
+        """Compute the gradients of queries, and sums of those of keys and values."""
+        self._pull_tree(ctypes.byref(arguments), torch.get_num_threads())
 
 
 @cache

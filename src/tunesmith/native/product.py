@@ -47,6 +47,10 @@ class NativeProduct:
         finally:
             arguments.further_depth = 0
 
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """Write the product of x (M, in) to `out` (M, out)."""
+        self._computed(STORED, x, out)
+
     def wide(self, x: Tensor) -> Tensor:
         """Map (M, in) to (M, out) in float32."""
         return self._computed(WIDE, x, torch.empty(len(x), self.outputs))

@@ -63,15 +63,6 @@ class Home:
         """
         return self._folder("jobs")
 
-    @property
-    def kernels(self) -> Path:
-        """The cache of kernels that were compiled for this machine; everything in it can be made again.
-
-        Raises:
-            StorageError: it can't be created.
-        """
-        return self._folder("kernels")
-
     def check_writable(self) -> None:
         """Write and remove a small file, so that a long run doesn't find out at its end.
 

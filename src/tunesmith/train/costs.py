@@ -124,20 +124,23 @@ class Costs:
         whole = self.size.weight_bytes(self.dtype)
         if not isinstance(self._adapter, QloraSpec):
             return whole + self._panel_bytes
+        whole += self._panel_bytes
         # NF4: four bits a weight, a factor for 64 weights in float32, or in 8 bits (Dettmers et al. 2023, section 3).
         factor_bytes = 0.127 / 8 if self._adapter.double_quantisation else 4 / 64
         return int(whole - self.size.linear_parameters * (self.dtype.itemsize - 0.5 - factor_bytes))
 
     @property
     def _panel_bytes(self) -> int:
-        """Bytes of the copies of adapted weights that the kernels in C multiply with."""
-        if isinstance(self._adapter, FullSpec | QloraSpec) or self.device.type != "cpu":
+        """Bytes of the copies of frozen weights that the kernels in C multiply with."""
+        if isinstance(self._adapter, FullSpec) or self.device.type != "cpu":
             return 0
         if self.dtype != Panels.dtype or kernels() is None:
             return 0
-        adapted = sum(one.parameters for one in self.size.linears if _is_adapted(one, self._adapter))
-        copied = COPIES * adapted * self.dtype.itemsize
-        return copied if copied <= MOST_COPIED_BYTES else 0
+        is_plain = not isinstance(self._adapter, QloraSpec)
+        adapted = sum(one.parameters for one in self.size.linears if is_plain and _is_adapted(one, self._adapter))
+        parts = (adapted, self.size.vocabulary * self.size.hidden)
+        copied = (COPIES * part * self.dtype.itemsize for part in parts)
+        return sum(bytes_ for bytes_ in copied if bytes_ <= MOST_COPIED_BYTES)
 
     @property
     def kept_bytes_per_token(self) -> float:

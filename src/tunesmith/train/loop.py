@@ -24,7 +24,7 @@ from tunesmith.specs.tune import TuneSpec
 from tunesmith.train.batches import epoch_ends, rows_of_steps, with_replay
 from tunesmith.train.checkpoints import Checkpoint, CheckpointStore, LoopState
 from tunesmith.train.costs import Costs
-from tunesmith.train.memory import PeakMemory, memory_limit_bytes
+from tunesmith.train.memory import PeakMemory, give_freed_memory_back, keep_freed_memory, memory_limit_bytes
 from tunesmith.train.mixing import Mixture
 from tunesmith.train.planner import Planner
 from tunesmith.train.rehearsal import Rehearsal, by_step, rehearse
@@ -118,6 +118,7 @@ class Loop:
         self._spec = spec
         self._records = records
         self._should_stop = should_stop
+        keep_freed_memory()
         self._validator = Validator(data.validation, scoring, records.events, records.metrics, records.observer)
         batch_size, epochs, self._validate_every = numbers(spec)
         assert not isinstance(spec.limits.tokens_per_microbatch, str)
@@ -208,6 +209,7 @@ class Loop:
                 self._save()
                 break
         model.eval()
+        give_freed_memory_back()
         return Outcome(self._state, len(self._schedule), self._last_loss(), interrupted, stopped_early)
 
     def _validates_after(self, step: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -14,6 +15,26 @@ from tunesmith.models.memory import free_bytes, status_bytes
 _RESERVE_BYTES, _RESERVE_SHARE = 256 << 20, 0.05
 #: What torch says when the CPU's or a library's memory is gone; only CUDA has an error class of its own.
 _OUT_OF_MEMORY = ("not enough memory", "DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+#: glibc's numbers for `mallopt`: from which size on blocks get pages of their own, and how much free memory may stay.
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next step, where it is glibc.
+
+    Each step needs as much as the one before. Memory that was given back in between comes again page by page, each
+    filled with zeros, which was measured to take a twelfth of a step. The peak stays what it is.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def give_freed_memory_back() -> None:
+    """Give what is free back to the operating system now, where the C library is glibc."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -37,11 +37,14 @@ class Panels:
         """Lay out a layer's weight, or return None if the kernels don't compute with it."""
         if type(linear) not in (nn.Linear, Conv1D):
             return None
-        weight = weight_of(linear)  # type: ignore[arg-type]
+        return cls.of_weight(weight_of(linear), linear.bias)  # type: ignore[arg-type]
+
+    @classmethod
+    def of_weight(cls, weight: Tensor, bias: Tensor | None) -> Panels | None:
+        """Lay out a weight (out, in), or return None if the kernels don't compute with it."""
         kernels = kernels_for(weight)
         if kernels is None or any(size % 2 for size in weight.shape):
             return None
-        bias: Tensor | None = linear.bias  # type: ignore[assignment]
         return cls(kernels, NativeProduct(kernels, weight, bias), NativeProduct(kernels, weight.detach().t(), None))
 
     def map(self, x: Tensor, low: Tensor, b: Tensor) -> Tensor:
