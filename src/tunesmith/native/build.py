@@ -1,8 +1,8 @@
 """Compiling the kernels, once for each machine, and loading them.
 
 They are compiled when they are first wanted, by the C compiler of the machine, and kept in the user's cache (or, where
-that can't be written, in Tunesmith's home) under a name that holds the digest of everything that went in. Where there is no compiler, or the processor lacks the
-instructions, PyTorch's own operations do the same work in more steps.
+that can't be written, in Tunesmith's home) under a name that holds the digest of everything that went in. Where there
+is no compiler, or the processor lacks the instructions, PyTorch's own operations do the same work in more steps.
 """
 
 from __future__ import annotations
