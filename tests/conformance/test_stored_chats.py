@@ -28,7 +28,7 @@ def stored_server(request, tmp_path_factory):
         url = request.getfixturevalue("postgresql_cluster").create()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNESMITH_DATABASE_URL", url)
-        named = {"models": [str(base)], "aliases": ["gpt-4o-mini=tiny"]}
+        named = {"models": [str(base)], "aliases": [f"gpt-4o-mini={base}"]}
         with running_server(folder / "log", home, **named, dtype="float32") as server:
             yield server, url
 
