@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import openai
 import pytest
-from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from openai.types.fine_tuning import FineTuningJobEvent
 
 from server_process import ServerProcess, running_server
 from tunesmith.record.access import DEFAULT_PROJECT, Access
@@ -52,18 +51,6 @@ def refused(call: Callable[..., Any], *arguments: Any, **named: Any) -> openai.A
     assert error.value.response.headers["x-request-id"]
     assert set(error.value.response.json()["error"]) == {"message", "type", "param", "code"}
     return error.value
-
-
-def wait_status(client: openai.OpenAI, job_id: str, *wanted: str) -> FineTuningJob:
-    """Wait until a job has one of some states."""
-    give_up = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        job = client.fine_tuning.jobs.retrieve(job_id)
-        if job.status in wanted:
-            return job
-        assert job.status not in ("succeeded", "failed", "cancelled"), job
-        assert time.monotonic() < give_up, job
-        time.sleep(0.1)
 
 
 def events(client: openai.OpenAI, job_id: str, limit: int = 100) -> list[FineTuningJobEvent]:

@@ -24,7 +24,6 @@ from job_api import (
     refused,
     tuning_server,
     upload,
-    wait_status,
 )
 from job_examples import EXAMPLES, GOOD, PREFERENCE, SAID
 
@@ -77,7 +76,7 @@ class Watched:
             if now.status == "running":
                 listed = client.fine_tuning.jobs.list_events(self.made.id, limit=2)
                 self.pages_while_running.append([event.id for event in listed])
-            time.sleep(0.05)
+            time.sleep(0.15)
         self.done = self.seen[-1]
         self.events = events(client, self.made.id)
 
@@ -188,65 +187,92 @@ def test_item_44_the_file_of_steps(client, watched):
     assert [bool(row["full_valid_loss"]) for row in rows] == [row["step"] in ("3", "6", "9") for row in rows]
 
 
-def test_item_36_a_tuned_model_is_tuned_further(tuning_server, client, create, watched):
-    start = watched.done.fine_tuned_model
-    file = upload(client, ROWS)
-    error = refused(create, model=start, training_file=file, tunesmith={"adapter": {"rank": 8}})
-    assert (error.status_code, error.param) == (400, "tunesmith.adapter")
-    job = client.fine_tuning.jobs.create(
-        model=start, training_file=file, hyperparameters={"n_epochs": 2, "batch_size": 4}, suffix="Further_1"
-    )
-    assert (job.model, job.user_provided_suffix) == (start, "Further_1")
-    done = wait_status(client, job.id, "succeeded")
-    assert done.fine_tuned_model.startswith("ft:tiny-smollm2:local:further-1:")
-    first, second = (
-        [event.data["train_loss"] for event in events(client, one.id) if event.type == "metrics"]
-        for one in (watched.done, done)
-    )
-    # It begins where the other ended.
-    assert second[0] < first[0] and abs(second[0] - first[-1]) < abs(second[0] - first[0])
-    assert not any("valid" in key for event in events(client, job.id) for key in event.data or {})
-    answer = client.chat.completions.create(
-        model=done.fine_tuned_model, messages=[{"role": "user", "content": "say 3"}], max_tokens=4
-    )
-    assert answer.model == done.fine_tuned_model
+class Stopped:
+    """A tuned model that is tuned further, on rows of which some are odd: paused, resumed, cancelled."""
+
+    def __init__(self, client, model):
+        jobs = client.fine_tuning.jobs
+        long, silent = chat("a long one", "word " * 1200), {"messages": [SAID]}
+        special = chat("say <|im_end|>", "<|im_end|> it is")
+        self.file = upload(client, [*ROWS, long, silent, special, ROWS[0]])
+        self.made = jobs.create(
+            model=model,
+            training_file=self.file,
+            hyperparameters={"n_epochs": 50, "batch_size": 1},
+            suffix="Further_1",
+            extra_body={"tunesmith": {"evaluation": {"forgetting_rows": 0}}},
+        )
+        name = self.made.id
+        until(lambda: jobs.list_events(name).data[0].type == "metrics")
+        assert refused(jobs.resume, name).code == "job_state"
+        assert jobs.pause(name).status == "paused"
+        until(lambda: jobs.list_events(name).data[0].message == "The job is paused")
+        assert refused(jobs.pause, name).code == "job_state"
+        self.snapshot = jobs.checkpoints.list(name).data[0]
+        self.answer = client.chat.completions.create(
+            model=self.snapshot.fine_tuned_model_checkpoint,
+            messages=[{"role": "user", "content": "say 3"}],
+            max_tokens=4,
+        )
+        self.steps_before = steps_of(events(client, name))
+        assert jobs.resume(name).status == "queued"
+        until(lambda: jobs.list_events(name).data[0].type == "metrics")
+        self.cancelled = jobs.cancel(name)
+        self.told = events(client, name)
 
 
-def test_item_33_pause_and_resume_then_31_cancel(tuning_server, client, create):
-    jobs = client.fine_tuning.jobs
-    job = create(training_file=upload(client, ROWS), hyperparameters={"n_epochs": 50, "batch_size": 1})
-    wait_status(client, job.id, "running")
+@pytest.fixture(scope="module")
+def stopped(client, watched):
+    return Stopped(client, watched.done.fine_tuned_model)
+
+
+def until(is_so):
     give_up = time.monotonic() + PATIENCE_SECONDS
-    while not any(event.type == "metrics" for event in jobs.list_events(job.id).data):
+    while not is_so():
         assert time.monotonic() < give_up
-        time.sleep(0.05)
-    assert refused(jobs.resume, job.id).code == "job_state"
-    assert jobs.pause(job.id).status == "paused"
-    while jobs.list_events(job.id).data[0].message != "The job is paused":
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
-    assert refused(jobs.pause, job.id).code == "job_state"
-    snapshot = jobs.checkpoints.list(job.id).data[0]
-    answer = client.chat.completions.create(
-        model=snapshot.fine_tuned_model_checkpoint, messages=[{"role": "user", "content": "say 3"}], max_tokens=4
+        time.sleep(0.2)
+
+
+def steps_of(told):
+    return [event.data["step"] for event in told if event.type == "metrics"]
+
+
+def test_item_36_a_tuned_model_is_tuned_further(client, create, watched, stopped):
+    """That it goes on with the model's own weights: `tests/runs/test_further_tuning.py`."""
+    assert (stopped.made.model, stopped.made.user_provided_suffix) == (watched.done.fine_tuned_model, "Further_1")
+    snapshot = stopped.snapshot.fine_tuned_model_checkpoint
+    assert snapshot.startswith("ft:tiny-smollm2:local:further-1:") and stopped.answer.model == snapshot
+    assert not any("valid" in key for event in stopped.told for key in event.data or {}), "item 40"
+    error = refused(
+        create, model=watched.done.fine_tuned_model, training_file=stopped.file, tunesmith={"adapter": {"rank": 8}}
     )
-    assert answer.choices
-    before = [event.data["step"] for event in events(client, job.id) if event.type == "metrics"]
-    assert before == list(range(1, snapshot.step_number + 1))
-    assert jobs.resume(job.id).status == "queued"
-    while jobs.list_events(job.id).data[0].type != "metrics":
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
-    cancelled = jobs.cancel(job.id)
+    assert (error.status_code, error.param) == (400, "tunesmith.adapter")
+
+
+def test_item_33_a_paused_job_has_a_snapshot_and_goes_on_with_the_next_step(stopped):
+    last = stopped.snapshot.step_number
+    assert stopped.steps_before == list(range(1, last + 1)) and stopped.answer.choices
+    steps = steps_of(stopped.told)
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > last
+
+
+def test_item_31_nothing_follows_a_cancellation(client, stopped):
+    jobs, name = client.fine_tuning.jobs, stopped.made.id
+    cancelled = stopped.cancelled
     assert cancelled.status == "cancelled" and cancelled.finished_at and cancelled.fine_tuned_model is None
-    told = events(client, job.id)
-    steps = [event.data["step"] for event in told if event.type == "metrics"]
-    assert steps == list(range(1, len(steps) + 1)) and len(steps) > len(before)
-    assert told[-1].message == "The job has been cancelled"
+    assert stopped.told[-1].message == "The job has been cancelled"
     time.sleep(2)
-    assert events(client, job.id) == told
-    assert refused(jobs.cancel, job.id).status_code == 400
-    assert jobs.retrieve(job.id).status == "cancelled"
+    assert events(client, name) == stopped.told
+    assert refused(jobs.cancel, name).status_code == 400
+    assert jobs.retrieve(name).status == "cancelled"
+
+
+def test_b09_what_is_cut_or_left_out_is_told(stopped):
+    """V16, V20, V21: rows without a question, too long or with the names of special tokens are learnt, and told of."""
+    told = [event.message for event in stopped.told if event.level == "warn"]
+    assert told[0] == f"1 example(s) in {stopped.file} have no system or user message"
+    assert any("1 row was cut at 1,024 tokens" in text and "Lines: 13." in text for text in told), told
+    assert any("training.jsonl, line 16 is exactly the same as line 1" in text for text in told), told
 
 
 def failed(client, job):
@@ -254,7 +280,7 @@ def failed(client, job):
     give_up = time.monotonic() + PATIENCE_SECONDS
     while done.status == "validating_files":
         assert time.monotonic() < give_up
-        time.sleep(0.05)
+        time.sleep(0.2)
         done = client.fine_tuning.jobs.retrieve(job.id)
     assert done.status == "failed", done
     last = client.fine_tuning.jobs.list_events(job.id).data[0]
@@ -309,21 +335,6 @@ def test_item_30_a_preference_file_for_a_supervised_job(client, create):
         f"Input file {file} is in the fine-tune-preference format, but the specified fine-tuning job is not using "
         "'dpo' as the training method (provided method=supervised)."
     )
-
-
-def test_b09_what_is_cut_or_left_out_is_told(client, create):
-    """V16, V20, V21: rows without a question, too long or with the names of special tokens are learnt, and told of."""
-    long = chat("a long one", "word " * 3000)
-    silent = {"messages": [SAID]}
-    special = chat("say <|im_end|>", "<|im_end|> it is")
-    file = upload(client, [*GOOD, long, silent, special, GOOD[0]])
-    job = create(training_file=file, hyperparameters={"n_epochs": 1, "batch_size": 16})
-    done = wait_status(client, job.id, "succeeded")
-    told = [event.message for event in events(client, job.id) if event.level == "warn"]
-    assert told[0] == f"1 example(s) in {file} have no system or user message"
-    assert any("1 row was cut at 1,024 tokens" in text and "Lines: 12." in text for text in told), told
-    assert any("training.jsonl, line 15 is exactly the same as line 1" in text for text in told), told
-    assert done.trained_tokens > 1000
 
 
 def test_a04_jobs_of_others_are_not_there(tuning_server, client, create, watched):

@@ -22,7 +22,7 @@ FAKE = str(Path(__file__).parents[1] / "fake_attempt.py")
 ENDS = ("succeeded", "cancelled")
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [4, pytest.param(200, marks=pytest.mark.soak)])
 def test_f07_a_cancelled_job_never_succeeds_over_http(home, tiny_folder, tmp_path, monkeypatch, count):
     url = f"sqlite:///{home.root / 'record.db'}"
     monkeypatch.setenv("TUNESMITH_DATABASE_URL", url)

@@ -10,7 +10,7 @@ import torch
 
 from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.data.examples import Conversation
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, SpecError
 from tunesmith.models.adapters.adapter import Adapter
 from tunesmith.models.adapters.attach import adapter_in, add_adapter, base_quantisation, go_on_with_adapter
 from tunesmith.models.load import LoadedModel, load_base
@@ -25,7 +25,7 @@ from tunesmith.prepare.replay import with_replay
 from tunesmith.record.home import Home
 from tunesmith.runs.windows import WINDOW_TOKENS, prepare_windows, training_windows, validation_windows
 from tunesmith.specs.data import DataSpec
-from tunesmith.specs.tune import AdapterSpec, PretrainSpec, TuneSpec
+from tunesmith.specs.tune import AdapterSpec, LoraSpec, PretrainSpec, TuneSpec
 from tunesmith.train.loop import TrainingData
 from tunesmith.train.mixing import mixture
 from tunesmith.train.plan import Plan, make_plan
@@ -62,6 +62,23 @@ class Base:
         loaded = load_base(found.base, spec.limits.dtype, quantisation=kept)
         return cls(loaded, ChatRenderer(loaded.tokenizer), model_size(found.base.folder), found.version)
 
+    def _own_adapter(self, start: ModelVersion, spec: TuneSpec) -> AdapterSpec:
+        """Return the settings of the adapter that is tuned further.
+
+        Raises:
+            SpecError: the spec asks for others.
+        """
+        own = adapter_in(start.folder, self.loaded.model, self.loaded.quantisation)
+        if spec.adapter not in (own, LoraSpec()):
+            raise SpecError(
+                f"{start.name} is tuned further as it is: its adapter has its own settings already.",
+                where=start.name,
+                fix="Leave the adapter's settings out, or start from the base.",
+                code="adapter_is_given",
+                param="adapter",
+            )
+        return own
+
     def add_adapter(self, spec: AdapterSpec) -> Adapter:
         """Put what is trained on the model, in place: a fresh adapter, or that of the tuned model to start from.
 
@@ -79,10 +96,10 @@ class Base:
 
         Raises:
             DataError: the data can't be used.
+            SpecError: a tuned model is to be tuned further with other settings of its adapter.
         """
         if self.start is not None:
-            own = adapter_in(self.start.folder, self.loaded.model, self.loaded.quantisation)
-            spec = spec.model_copy(update={"adapter": own})
+            spec = spec.model_copy(update={"adapter": self._own_adapter(self.start, spec)})
         dtype: Literal["bfloat16", "float32"] = "bfloat16" if self.loaded.dtype == torch.bfloat16 else "float32"
         is_text = isinstance(spec.method, PretrainSpec)
         asked = spec.limits
