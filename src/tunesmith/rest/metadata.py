@@ -36,9 +36,14 @@ METADATA_PARAMETER: dict[str, Any] = {
     "style": "deepObject",
     "explode": True,
     "description": "`metadata[key]=value`: those that have this pair; `metadata=null`: those without any.",
-    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+    "schema": {
+        "type": "object",
+        "propertyNames": {"pattern": r"^[^\[\]]+$"},
+        "additionalProperties": {"type": "string"},
+    },
 }
-_KEY = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+#: `metadata[a][b]` would be an object in an object, `metadata[]` a list.
+_KEY = re.compile(r"metadata\[([^\[\]]+)\]")
 
 
 def check_metadata(said: Any) -> dict[str, str] | None:
@@ -81,7 +86,7 @@ def metadata_filter(http: Request) -> MetadataFilter:
     without = False
     for name, value in http.query_params.multi_items():
         found = _KEY.fullmatch(name)
-        if found is not None:
+        if found is not None and found[1] not in pairs:
             pairs[found[1]] = value
         elif name == "metadata" and value == "null":
             without = True
