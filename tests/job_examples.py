@@ -7,6 +7,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "dim", "arguments":
 TOOL = {"type": "function", "function": {"name": "dim", "parameters": {"type": "object"}}}
 ASKED = {"role": "user", "content": "q"}
 SAID = {"role": "assistant", "content": "a"}
+DONE = {"role": "tool", "tool_call_id": "c1", "content": "done"}
 PREFERENCE = {"input": {"messages": [ASKED]}, "preferred_output": [SAID], "non_preferred_output": [SAID]}
 BAD = "invalid_training_file"
 #: An example that isn't good: the rule, the code of the failed job, and what the message holds.
@@ -49,6 +50,18 @@ EXAMPLES = {
         chat("q", "a", tools=[{**TOOL, "function": {"name": "a", "parameters": 1}}]),
         BAD,
         "tools[0].function.parameters",
+    ),
+    "V18 a call's name": (
+        {
+            "messages": [
+                ASKED,
+                {**SAID, "tool_calls": [{**CALL, "function": {"name": "a b", "arguments": "{}"}}]},
+                DONE,
+                SAID,
+            ]
+        },
+        BAD,
+        "messages[1].tool_calls[0].function.name",
     ),
     "V18 too many tools": (chat("q", "a", tools=[TOOL] * 129), BAD, "129 tools"),
     "V19 no boolean": (chat("q", "a", parallel_tool_calls="no"), BAD, "parallel_tool_calls"),
