@@ -1,6 +1,7 @@
-// Jobs: items 15, 16, 18, 19, 23 to 25, 31, 32, 38, and one from upload to answer: 26, 34, 35, 39, 43, 44.
+// Jobs: items 15, 16, 18, 19, 23 to 25, 31, 32, 38, and one from upload to answer: 26, 34, 35, 39, 43, 44, 52, 53.
 import OpenAI, { toFile } from 'openai';
 import assert from 'node:assert/strict';
+import { items_52_53 } from './models.mjs';
 import { collect, lines, refused } from './rows.mjs';
 
 const upload = async (client, count = 10) =>
@@ -137,6 +138,7 @@ export async function from_upload_to_answer(client, facts) {
     assert.equal(reply.choices.length, 1);
   }
   assert((await collect(client.models.list())).some((one) => one.id === model));
+  await items_52_53(client, model, facts);
   assert.deepEqual(await client.models.delete(model), { id: model, object: 'model', deleted: true });
   await refused(client.models.delete(model), OpenAI.NotFoundError, 404);
 }
