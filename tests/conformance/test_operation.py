@@ -238,6 +238,12 @@ def test_a25_json_logs_bear_the_request_and_neither_keys_nor_prompts(tmp_path, t
         for path in (f"/v1/files/{secret}", f"/{secret}?key={secret}", "/v1/files/file-%0a%22injected%22"):
             httpx.get(base + path, headers={"authorization": f"Bearer {OWN_KEY}"})
         client.files.create(file=("rows.jsonl", lines(ROWS)), purpose="fine-tune")
+        # The one server of these tests that has answered with a model.
+        counted = metrics_of(base, authorization=f"Bearer {OWN_KEY}")
+    usage = answered.parse().usage
+    assert value(counted, "tunesmith_tokens_total", kind="prompt") == usage.prompt_tokens > 0
+    assert value(counted, "tunesmith_tokens_total", kind="answer") == usage.completion_tokens == 2
+    assert value(counted, "tunesmith_loaded_models") == 1 and value(counted, "tunesmith_answers_unfinished") == 0
     text = log.read_text()
     told = [json.loads(line) for line in text.splitlines()]
     assert len(told) > 8 and all({"time", "level", "logger", "message"} <= one.keys() for one in told)
