@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -58,6 +59,7 @@ class Running:
         self._confirmed = steady_seconds()
         self.exit_code: int | None = None
         self._kill_at: float | None = None
+        self._pipe_lock = threading.Lock()
         watch.log.parent.mkdir(parents=True, exist_ok=True)
         settings = ["--silence-seconds", str(watch.silence_seconds), "--log-bytes", str(watch.log_bytes)]
         try:
@@ -78,8 +80,11 @@ class Running:
     def confirm(self, steady: float) -> None:
         """Tell the guard that the lease held at that moment."""
         assert self._guard.stdin is not None
-        # One that has ended, or is frozen for so long that the pipe is full, hears nothing.
-        with suppress(BrokenPipeError, BlockingIOError):
+        # One that has ended, or is frozen for so long that the pipe is full, hears nothing. The pipe is closed by
+        # another thread, and its number may soon be another file's.
+        with self._pipe_lock, suppress(BrokenPipeError, BlockingIOError):
+            if self._guard.stdin.closed:
+                return
             os.write(self._guard.stdin.fileno(), f"{steady!r}\n".encode())
             self._confirmed = steady
 
@@ -114,7 +119,7 @@ class Running:
         if code == -signal.SIGKILL and steady_seconds() - self._confirmed > self._silence_seconds:
             self.was_stopped = True
         assert self._guard.stdin is not None
-        with suppress(BrokenPipeError):
+        with self._pipe_lock, suppress(BrokenPipeError):
             self._guard.stdin.close()
         return True
 

@@ -246,10 +246,15 @@ class Worker:
     def _beat_on(self) -> None:
         # At once for the first time, so that others see that there is a worker.
         wait_seconds = 0.0
-        while not self._has_ended.wait(wait_seconds):
-            wait_seconds = self._settings.beat_seconds
-            with _passing_refusals():
-                self._beat()
+        try:
+            while not self._has_ended.wait(wait_seconds):
+                wait_seconds = self._settings.beat_seconds
+                with _passing_refusals():
+                    self._beat()
+        except Exception:
+            # Without beats every attempt would be killed in turn; another worker does better.
+            _log.exception("no sign of life can be given any more; the worker ends")
+            self.stop()
         with _passing_refusals(), self._beating.write() as connection:
             forget_worker(connection, self.owner)
 
