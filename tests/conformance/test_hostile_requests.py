@@ -19,7 +19,7 @@ from server_process import running_server
 #: What others may wait for the event loop.
 LAG_SECONDS = 0.1
 #: Another process may have the CPU at any moment, so the best of some tries counts.
-TRIES = 5
+TRIES = 8
 HEADER_SECONDS = 2
 SECRET = "the-servers-own-key"
 KEY = {"authorization": f"Bearer {SECRET}"}
@@ -194,10 +194,12 @@ def test_a24_many_ranges(server):
         path = f"/v1/files/{made['id']}/content"
 
         def attack():
-            for ranges in ("0-0," * 10_000 + "1-1", ",".join(f"{i}-" for i in range(5_000))):
+            for ranges in ("0-0," * 3_000 + "1-1", ",".join(f"{i}-" for i in range(2_500))):
                 reply = client.get(path, headers={"range": f"bytes={ranges}"})
                 # Ranges are left out of account; no file is sent many times over.
                 assert reply.status_code == 200 and reply.content == rows
+            reply = client.get(path, headers={"range": f"bytes={'0-0,' * 30_000}1-1"})
+            is_refused(reply.status_code, reply.json()["error"], 400)
 
         without_lag(server, attack)
 
@@ -228,5 +230,23 @@ def test_a24_forms_that_never_come_to_the_point(server, body, status):
     def attack():
         reply = httpx.post(f"{server.url}/v1/files", content=body, headers=headers, timeout=120)
         is_refused(reply.status_code, reply.json()["error"], status)
+
+    without_lag(server, attack)
+
+
+def test_a24_bodies_in_tiny_chunks(server):
+    """A caller's byte is an event for the server; others get their turn all the same, and the body is read right."""
+    body = json.dumps({"model": "nobody", "messages": [{"role": "user", "content": "x" * 8_000}]}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    head += f"authorization: Bearer {SECRET}\r\ntransfer-encoding: chunked\r\n\r\n"
+    request = head.encode() + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+
+    def attack():
+        connection = connect(server)
+        for _ in range(2):  # and once more on the same connection
+            connection.sendall(request)
+            reply, error = reply_of(connection)
+            is_refused(reply.status, error, 404)
+            assert error["code"] == "model_not_found"
 
     without_lag(server, attack)

@@ -13,31 +13,69 @@ from tunesmith.rest.errors import WireError
 
 #: How long the line and the headers of a request may take, from the first byte on or from the connection's beginning.
 HEADER_SECONDS = 20.0
+#: Where each byte may cost (a chunk of a body may be one byte long), as much is read at once as takes about so long.
+_PIECE_BYTES = range(512, 65_537)
+_PIECE_SECONDS = 0.005
 
 
 class Connection(H11Protocol):
     """One connection. Without this, a caller who sends a byte now and then would keep it for ever."""
 
     _patience: asyncio.TimerHandle | None = None
+    _is_reading = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request."""
+        self._unread = bytearray()
+        self._piece_bytes = 4096
         super().connection_made(transport)  # type: ignore[arg-type]  # it is one for reading and writing
         self._watch()
 
     def data_received(self, data: bytes) -> None:
         """Take in what came."""
-        super().data_received(data)
-        self._watch()
+        self._unread += data
+        if not self._is_reading:
+            self._read_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
+        self._unread.clear()
         self._stop_watching()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what isn't HTTP, in the form of all other refusals."""
         self._refuse(WireError(400, msg, "invalid_http"))
+
+    def _read_on(self) -> None:
+        """Read the next piece, and let others have the event loop before the one after it."""
+        is_costly = self._is_costly
+        count = self._piece_bytes if is_costly else len(self._unread)
+        piece = bytes(self._unread[:count])
+        del self._unread[:count]
+        began = self.loop.time()
+        super().data_received(piece)
+        if is_costly and len(piece) == count:
+            is_slow = self.loop.time() - began > _PIECE_SECONDS
+            self._piece_bytes = min(max(count // 2 if is_slow else count * 2, _PIECE_BYTES[0]), _PIECE_BYTES[-1])
+        self._watch()
+        if self._unread and not self.transport.is_closing():
+            self._is_reading = True
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_on)
+            return
+        self._unread.clear()
+        if self._is_reading:
+            self._is_reading = False
+            if not (self.flow.read_paused or self.transport.is_closing()):
+                self.transport.resume_reading()
+
+    @property
+    def _is_costly(self) -> bool:
+        """Whether few bytes may be many events: in a body in chunks, or before it is known what comes."""
+        if self.conn.their_state is not h11.SEND_BODY:
+            return True
+        return any(name == b"transfer-encoding" for name, _ in self.headers)
 
     def _watch(self) -> None:
         """Be patient as long as a request's headers are missing, but no longer."""

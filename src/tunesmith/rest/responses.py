@@ -5,7 +5,6 @@ An answer is computed by the same code as a chat completion; what is here are ot
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
@@ -21,9 +20,12 @@ from tunesmith.errors import RequestError
 from tunesmith.record.ids import new_id
 from tunesmith.record.responses import MOST_BYTES, MOST_LINKS, Responses, StoredResponse
 from tunesmith.rest.bodies import check_content_type
+from tunesmith.rest.caller import Caller
 from tunesmith.rest.errors import WireError, WireFault
 from tunesmith.rest.files import FromCaller, FromPlatform
+from tunesmith.rest.intake import in_thread
 from tunesmith.rest.paging import After, Limit, Order
+from tunesmith.rest.platform import Platform
 from tunesmith.rest.reading import unsupported
 from tunesmith.rest.response_input import Turn, join_turns, read_items, turns_of
 from tunesmith.rest.response_output import Answer, Head, whole_step
@@ -78,7 +80,8 @@ async def create_response(http: Request, platform: FromPlatform, caller: FromCal
     """Answer, whole or as a stream of events; the response is stored unless `store` is false."""
     check_content_type(http)
     stored = Responses(platform.database)
-    asked = await asyncio.to_thread(_understand, await http.body(), stored, caller.project_id)
+    understand = partial(_understand, await http.body(), stored, caller.project_id)
+    asked = await in_thread(platform.keeping_threads, understand)
     session = await _open(http, asked, platform.spec.default_max_tokens)
     head = Head(
         id=new_id("resp_"),
@@ -91,7 +94,8 @@ async def create_response(http: Request, platform: FromPlatform, caller: FromCal
 
     async def keep(response: dict[str, Any]) -> None:
         if asked.request.store:
-            await asyncio.to_thread(stored.add, caller.project_id, asked.items, response, asked.before)
+            add = partial(stored.add, caller.project_id, asked.items, response, asked.before)
+            await in_thread(platform.keeping_threads, add)
 
     if asked.request.stream:
         return ResponseStream(session, head, answer, keep)
@@ -117,7 +121,7 @@ async def retrieve_response(
     stream: bool = False,
 ) -> Response:
     """Show a stored response as it was sent."""
-    found = await _find(Responses(platform.database), caller.project_id, response_id)
+    found = await _find(platform, caller, response_id)
     if stream:
         raise unsupported("stream", "A finished response can't be streamed again.")
     return _json(found.response)
@@ -127,7 +131,8 @@ async def retrieve_response(
 async def delete_response(response_id: str, platform: FromPlatform, caller: FromCaller) -> dict[str, Any]:
     """Delete a stored response with its input. Those that went on from it can't be gone on from any more."""
     _check_id(response_id)
-    if not await asyncio.to_thread(Responses(platform.database).delete, caller.project_id, response_id):
+    delete = partial(Responses(platform.database).delete, caller.project_id, response_id)
+    if not await in_thread(platform.keeping_threads, delete):
         raise _not_found(response_id)
     return {"id": response_id, "object": "response", "deleted": True}
 
@@ -135,7 +140,7 @@ async def delete_response(response_id: str, platform: FromPlatform, caller: From
 @router.post("/{response_id}/cancel")
 async def cancel_response(response_id: str, platform: FromPlatform, caller: FromCaller) -> None:
     """Refuse: only responses in the background can be cancelled, and there are none."""
-    await _find(Responses(platform.database), caller.project_id, response_id)
+    await _find(platform, caller, response_id)
     raise RequestError("Only responses that were created with 'background' can be cancelled.", code="not_background")
 
 
@@ -150,9 +155,9 @@ async def list_input_items(
     include: Includes = None,  # noqa: ARG001 - see above
 ) -> dict[str, Any]:
     """List the items that a response was asked with, those of the conversation before it included."""
-    stored = Responses(platform.database)
-    found = await _find(stored, caller.project_id, response_id)
-    chain = await asyncio.to_thread(stored.conversation, caller.project_id, found)
+    found = await _find(platform, caller, response_id)
+    read = partial(Responses(platform.database).conversation, caller.project_id, found)
+    chain = await in_thread(platform.keeping_threads, read)
     items = [
         item for link in chain for item in (*link.input, *(link.response["output"] if link is not chain[-1] else ()))
     ]
@@ -237,14 +242,15 @@ async def _open(http: Request, asked: _Asked, default_max_tokens: int) -> Sessio
         raise blame(error, asked.turns) from error
 
 
-async def _find(stored: Responses, project_id: str, response_id: str) -> StoredResponse:
+async def _find(platform: Platform, caller: Caller, response_id: str) -> StoredResponse:
     """Return a response of the caller's project.
 
     Raises:
         WireFault: there is none.
     """
     _check_id(response_id)
-    found = await asyncio.to_thread(stored.get, project_id, response_id)
+    find = partial(Responses(platform.database).get, caller.project_id, response_id)
+    found = await in_thread(platform.keeping_threads, find)
     if found is None:
         raise _not_found(response_id)
     return found

@@ -17,6 +17,7 @@ import numpy as np
 from tunesmith.errors import ModelError, RequestError, TunesmithError
 from tunesmith.models.encoder import Encoder, Vectors
 from tunesmith.serve.turns import Turns
+from tunesmith.serve.used import UsedTokens
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class _Order:
 
     passes: Iterator[tuple[list[int], Vectors]]
     vectors: Vectors
+    tokens: int
     done: Future[Vectors] = field(default_factory=Future)
 
 
@@ -37,12 +39,16 @@ class Embedder:
         load: loads the encoder of a name.
         turns: shared with the workers of other models.
         max_waiting: requests that may wait.
+        used: where tokens are counted.
     """
 
-    def __init__(self, load: Callable[[str], Encoder], *, turns: Turns, max_waiting: int) -> None:
+    def __init__(
+        self, load: Callable[[str], Encoder], *, turns: Turns, max_waiting: int, used: UsedTokens | None = None
+    ) -> None:
         self._load = load
         self._turns = turns
         self._max_waiting = max_waiting
+        self._used = used or UsedTokens()
         self._encoders: dict[str, Encoder] = {}
         self._loading = threading.Lock()
         self._wake = threading.Condition()
@@ -75,7 +81,8 @@ class Embedder:
         Raises:
             RequestError: too many wait already (`code="overloaded"`), or the server is being stopped.
         """
-        order = _Order(encoder.passes(rows), np.empty((len(rows), encoder.dimensions), np.float32))
+        vectors = np.empty((len(rows), encoder.dimensions), np.float32)
+        order = _Order(encoder.passes(rows), vectors, sum(map(len, rows)))
         with self._wake:
             if self._is_closing:
                 raise _stopping()
@@ -135,6 +142,7 @@ class Embedder:
             places, vectors = computed
             order.vectors[places] = vectors
             return False
+        self._used.add(prompt_tokens=order.tokens)
         if order.done.set_running_or_notify_cancel():
             order.done.set_result(order.vectors)
         return True

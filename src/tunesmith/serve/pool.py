@@ -106,10 +106,10 @@ class ModelPool:
         self._max_waiting = max_waiting
         self._patience_seconds = patience_seconds
         self._turns = Turns()
-        #: Computes embeddings, with encoders that stay in memory.
-        self.embedder = Embedder(load_embedded_encoder, turns=self._turns, max_waiting=max_waiting)
         #: Tokens that all models together have read and written.
         self.used = UsedTokens()
+        #: Computes embeddings, with encoders that stay in memory.
+        self.embedder = Embedder(load_embedded_encoder, turns=self._turns, max_waiting=max_waiting, used=self.used)
         self._lock = threading.Lock()
         self._bases: Shelf[Weights, Worker] = Shelf(
             max_loaded,
