@@ -43,6 +43,25 @@ vllm:  ## make .venv-vllm, an environment with vLLM for the backend of that name
 test-vllm: .venv/.installed-dev  ## the tests of the backend vllm, which need its environment and some minutes
 	TUNESMITH_VLLM_PYTHON="$(TUNESMITH_VLLM_PYTHON)" $(BIN)/pytest tests/vllm $(ARGS)
 
+.PHONY: proof
+proof: .venv/.installed-dev  ## run all tests and write what they prove into docs/openai-compatibility.md and docs/reliability.md
+	mkdir -p build
+	-$(MAKE) test ARGS="--junitxml=build/tests.xml $(ARGS)"
+	$(BIN)/python scripts/proof_results.py build/tests.xml
+	$(BIN)/python scripts/build_docs.py
+
+.PHONY: soak
+soak: .venv/.installed-dev  ## the tests that take long: races and kills by the hundred, 10,000 requests from the schema
+	mkdir -p build
+	-OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest --soak -m soak --junitxml=build/soak.xml $(ARGS)
+	$(BIN)/python scripts/proof_results.py --long build/soak.xml
+	$(BIN)/python scripts/build_docs.py
+
+.PHONY: load
+load: .venv/.installed-dev  ## put loads on a real server and write the numbers into docs/reliability.md (half an hour)
+	-cd bench && ../$(BIN)/python -m load $(ARGS)
+	$(BIN)/python scripts/build_docs.py
+
 .PHONY: lint
 lint: .venv/.installed-dev  ## style, types, and the floors of the house
 	$(BIN)/ruff check src tests bench scripts examples

@@ -4,7 +4,7 @@
     python scripts/build_docs.py --check    change nothing; exit code 1 when a part is stale
 
 A generated part stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->`; what stands around it is written
-by hand. Names: `commands`, `command NAME`, `settings SPEC`, `figures SPEC`, `schema SPEC`.
+by hand. Names: `commands`, `command NAME`, `settings SPEC`, `figures SPEC`, `schema SPEC`, `proof TABLE`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import sys
 from pathlib import Path
 
 from command_reference import command_reference, command_table
+from proof_tables import PARTS, proof_part
 from spec_reference import figures_table, json_schema, settings_reference
 from tunesmith.specs.base import Spec
 from tunesmith.specs.generation import SamplingSpec
+from tunesmith.specs.jobs import JobSettings
 from tunesmith.specs.results import GenerateFigures, TuneFigures
 from tunesmith.specs.serving import ServeSpec
 from tunesmith.specs.tune import TuneSpec
 
 DOCS = Path(__file__).parent.parent / "docs"
 SPECS: dict[str, type[Spec]] = {
-    spec.__name__: spec for spec in (TuneSpec, SamplingSpec, ServeSpec, TuneFigures, GenerateFigures)
+    spec.__name__: spec for spec in (TuneSpec, JobSettings, SamplingSpec, ServeSpec, TuneFigures, GenerateFigures)
 }
 
 _PART = re.compile(
@@ -50,6 +52,8 @@ def generate(name: str) -> str:
             return figures_table(SPECS[subject])
         case "schema" if subject in SPECS:
             return json_schema(SPECS[subject])
+        case "proof" if subject in PARTS:
+            return proof_part(subject)
     raise SystemExit(f"There is no generated part called {name!r}.")
 
 
