@@ -1,4 +1,8 @@
-"""A server that is killed, whose database is busy or goes away, and that starts with much on its hands."""
+"""A server that is killed, whose database is busy or goes away, and that starts with much on its hands.
+
+Each test starts servers, which takes seconds. So on PostgreSQL they run with `--soak`, but for F11, which is about it;
+what the record promises is tested on both databases in `tests/record`.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +38,10 @@ READY_SECONDS = 5.0
 
 
 @pytest.fixture
-def start(home, database_url, monkeypatch, tmp_path):
+def start(home, database_url, monkeypatch, tmp_path, request):
     """Starts a server on the test's own record."""
+    if database_url.startswith("postgresql") and not request.config.getoption("--soak"):
+        pytest.skip("on PostgreSQL with --soak")
     monkeypatch.setenv("TUNESMITH_DATABASE_URL", database_url)
     return lambda **settings: running_server(tmp_path / "server", home.root, **settings)
 
@@ -65,10 +71,7 @@ def heard(ask, *arguments):
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.soak)])
-def test_f02_a_server_killed_while_it_creates_makes_one_object_of_two_requests(start, database_url, kills, request):
-    """Each kill is a start of the server, which takes seconds: on PostgreSQL only when asked for with `--soak`."""
-    if database_url.startswith("postgresql") and not request.config.getoption("--soak"):
-        pytest.skip("--soak runs it")
+def test_f02_a_server_killed_while_it_creates_makes_one_object_of_two_requests(start, database_url, kills):
     seed = 20
     chance = random.Random(seed)
     first = None
