@@ -1,4 +1,7 @@
-"""What stands in queries and paths, on every route that takes it: limits and cursors (B19), ids (B21)."""
+"""What stands in queries and paths, on every route that takes it: limits and cursors (B19), ids (B21).
+
+On SQLite alone: what a cursor finds is tested on both databases in tests/record/test_pages.py.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ from tunesmith.record.ids import new_id
 from tunesmith.record.job_events import NewEvent, add_checkpoint, add_events
 from tunesmith.record.responses import Responses
 from tunesmith.record.store import Store
+
+pytestmark = pytest.mark.parametrize("platform_server", ["sqlite"], indirect=True)
 
 NOW = 2_000_000_000
 SHARED = "ft:tiny:local::shared"
