@@ -1,4 +1,8 @@
-"""A server with keys of two projects and models as jobs leave them, for tests of models over HTTP."""
+"""A server with keys of two projects and models as jobs leave them, for tests of models over HTTP.
+
+It runs on SQLite alone: `tests/runs/test_model_removal.py` and `tests/record/test_shared_models.py` have the record's
+part on both databases.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +46,13 @@ class ModelServer:
         return add_model(self.database, self.home, self.base, **changes)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def model_server(request, tmp_path_factory) -> Iterator[ModelServer]:
-    """The server, once on each database."""
+@pytest.fixture(scope="module")
+def model_server(tmp_path_factory) -> Iterator[ModelServer]:
+    """The server."""
     folder = tmp_path_factory.mktemp("models")
     home = Home(folder / "home")
     home.check_writable()
     url = f"sqlite:///{home.root / 'record.db'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_cluster").create()
     database = Database(url)
     database.migrate()
     access = Access(database)

@@ -1,4 +1,4 @@
-"""Checkpoints over HTTP, from jobs that a real worker trains.
+"""Checkpoints over HTTP, from jobs that a real worker trains; examples/openai_quickstart.py starts one of them.
 
 Training takes its time, so this runs on SQLite alone; what the record does with checkpoints and models is tested on
 both databases in `test_models.py`, `test_permissions.py` and `tests/runs/test_model_removal.py`.
@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
 from job_workers import PATIENCE_SECONDS, ROWS
-from model_server import ask, names, refused
+from model_server import ALIAS, ask, names, refused
 from server_process import running_server
 from tiny_models import save_tiny_model
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "openai_quickstart.py"
 ROWS_PER_EPOCH, BATCH = 20, 5
 STEPS_PER_EPOCH = ROWS_PER_EPOCH // BATCH
 CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS[:ROWS_PER_EPOCH]).encode()
@@ -39,7 +44,7 @@ def client(folder):
     base = save_tiny_model("smollm2", folder / "tiny")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TUNESMITH_DATABASE_URL", raising=False)
-        aliases = [f"gpt-4o-mini={base}"]
+        aliases = [f"{ALIAS}={base}"]
         settings = {"models": [str(base)], "aliases": aliases, "dtype": "float32", "workers": 1}
         with (
             running_server(folder / "log", folder / "home", **settings) as server,
@@ -50,22 +55,35 @@ def client(folder):
 
 
 @pytest.fixture(scope="module")
-def jobs(client):
+def told(client):
+    """What the example printed, which had a job of three epochs done."""
+    ended = subprocess.run(
+        [sys.executable, str(EXAMPLE)],
+        env={**os.environ, "OPENAI_BASE_URL": str(client.base_url), "OPENAI_API_KEY": "none"},
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_SECONDS,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def jobs(client, told):
     """Jobs of three and of five epochs that have succeeded, by their epochs."""
+    (three,) = client.fine_tuning.jobs.list().data
     file = client.files.create(file=("rows.jsonl", CONTENT), purpose="fine-tune")
-
-    def create(epochs: int):
-        method = {"hyperparameters": {"n_epochs": epochs, "batch_size": BATCH}}
-        return client.fine_tuning.jobs.create(
-            model="gpt-4o-mini",
-            training_file=file.id,
-            suffix=f"epochs {epochs}",
-            seed=7,
-            method={"type": "supervised", "supervised": method},
-            extra_body={"tunesmith": QUICK},
-        )
-
-    return {epochs: succeeded(client, job) for epochs, job in [(n, create(n)) for n in (3, 5)]}
+    method = {"hyperparameters": {"n_epochs": 5, "batch_size": BATCH}}
+    five = client.fine_tuning.jobs.create(
+        model=ALIAS,
+        training_file=file.id,
+        suffix="five epochs",
+        seed=7,
+        method={"type": "supervised", "supervised": method},
+        extra_body={"tunesmith": QUICK},
+    )
+    return {3: three, 5: succeeded(client, five)}
 
 
 def over(client, job):
@@ -87,12 +105,25 @@ def checkpoints(client, job, **page):
     return client.fine_tuning.jobs.checkpoints.list(job.id, **page)
 
 
+def test_the_quickstart_runs_as_it_is(told):
+    steps = [int(found[1]) for line in told if (found := re.match(r"  Step (\d+)/60: ", line))]
+    assert steps == list(range(1, 61)) and "  The job has successfully completed" in told
+    assert [line.split(":")[0] for line in told if line.startswith("checkpoint")] == [
+        f"checkpoint at step {step}" for step in (20, 40, 60)
+    ]
+    asked = [line.split()[1] for line in told if re.fullmatch(r" *\d+  \S+", line)]
+    assert asked[0] == ALIAS and len(asked) == 4
+    assert asked[1].endswith(":ckpt-step-20") and asked[2].endswith(":ckpt-step-40")
+    assert "tiny answers:" in told and f"{asked[3]} answers:" in told
+    assert told[-1].startswith("step_metrics.csv has 60 steps: step,train_loss,")
+
+
 def test_item_41_a_job_of_three_epochs_has_two_checkpoints_and_its_result(client, jobs):
     job = jobs[3]
     found = list(checkpoints(client, job))
     models = [one.fine_tuned_model_checkpoint for one in found]
-    assert [one.step_number for one in found] == [3 * STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH, STEPS_PER_EPOCH]
-    form = r"ft:tiny:local:epochs-3:([0-9a-f]{8})"
+    assert [one.step_number for one in found] == [60, 40, 20]
+    form = r"ft:tiny:local:bookings:([0-9a-f]{8})"
     assert models[0] == job.fine_tuned_model and re.fullmatch(form, models[0])
     for one in found[1:]:
         assert re.fullmatch(rf"{form}:ckpt-step-{one.step_number}", one.fine_tuned_model_checkpoint)
@@ -110,7 +141,7 @@ def test_item_42_a_job_of_five_epochs_keeps_three(client, jobs):
     found = list(checkpoints(client, jobs[5]))
     assert [one.step_number for one in found] == [n * STEPS_PER_EPOCH for n in (5, 4, 3)]
     kept = {one.fine_tuned_model_checkpoint for one in found}
-    assert {name for name in names(client) if ":epochs-5:" in name} == kept
+    assert {name for name in names(client) if ":five-epochs:" in name} == kept
     events = client.fine_tuning.jobs.list_events(jobs[5].id, limit=100)
     told = [event.message for event in events if event.message.startswith("Checkpoint created")]
     assert told == [
@@ -139,9 +170,9 @@ def test_item_43_the_list_of_checkpoints_is_a_page(client, jobs):
 
 def test_the_answer_says_which_base_ran(client, jobs):
     for job in jobs.values():
-        assert job.model == "gpt-4o-mini" and job.tunesmith["base"] == "tiny"
+        assert job.model == ALIAS and job.tunesmith["base"] == "tiny"
         assert job.fine_tuned_model.startswith("ft:tiny:")
-    assert ask(client, "gpt-4o-mini").model == "tiny"
+    assert ask(client, ALIAS).model == "tiny"
 
 
 def test_item_35_the_result_goes_and_its_checkpoints_stay(client, jobs):

@@ -111,4 +111,5 @@ def test_names_in_paths_are_names(model_server):
     for path in ("%2e%2e", "..%2f..%2fetc", "a" * 10_000, "%F0%9F%98%80", "%00", "ft:", "ft:x:y:z:00000000"):
         for method in ("GET", "DELETE"):
             reply = httpx.request(method, f"{model_server.server.url}/v1/models/{path}", headers=headers)
-            assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found"), (method, path)
+            code = "unknown_url" if "%00" in path else "model_not_found"
+            assert (reply.status_code, reply.json()["error"]["code"]) == (404, code), (method, path)

@@ -1,7 +1,4 @@
-"""Permissions of checkpoints over HTTP. No training here: the models are in the record as jobs leave them.
-
-On SQLite alone: `tests/record/test_shared_models.py` has the record's part on both databases.
-"""
+"""Permissions of checkpoints over HTTP. No training here: the models are in the record as jobs leave them."""
 
 from __future__ import annotations
 
@@ -13,8 +10,6 @@ from model_server import model_server, names, refused
 from tunesmith.record.access import DEFAULT_PROJECT, Access
 
 __all__ = ["model_server"]
-
-pytestmark = pytest.mark.parametrize("model_server", ["sqlite"], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
