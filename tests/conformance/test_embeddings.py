@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import socket
 import sys
-import threading
 from dataclasses import replace
 
 import httpx
@@ -206,20 +205,6 @@ def test_the_encoder_is_a_model_on_offer(client):
     assert MODEL in message
     chat = {"messages": [{"role": "user", "content": "x"}]}
     refused(lambda: client.chat.completions.create(model=MODEL, **chat), "model_not_found", "model", 404)
-
-
-def test_a_small_request_does_not_wait_for_a_large_one(client):
-    done = []
-
-    def ask(name, texts):
-        client.embeddings.create(model=MODEL, input=texts)
-        done.append(name)
-
-    large = threading.Thread(target=ask, args=("large", ["word " * 250] * 40))
-    large.start()
-    ask("small", ["x"])
-    large.join()
-    assert done == ["small", "large"]
 
 
 def test_other_weights_than_the_published_ones_are_refused(monkeypatch):
