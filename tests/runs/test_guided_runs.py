@@ -66,7 +66,9 @@ def test_everything_at_once_and_resumed(home, settings):
 
 
 def test_answers_in_training_are_those_of_the_merged_model(home, settings, tmp_path):
-    spec = TuneSpec.parse({**settings, "optimisation": {"early_stop_on": "score", "learning_rate": 0.01}})
+    # In float32: merging rounds, and a random model in bfloat16 takes another token for less.
+    optimisation = {"early_stop_on": "score", "learning_rate": 0.01}
+    spec = TuneSpec.parse({**settings, "optimisation": optimisation, "limits": {"dtype": "float32"}})
     base = Base.load(spec, home)
     spec, prepared = base.prepare(spec)
     data = pin(prepared, tmp_path / "data")
