@@ -38,6 +38,7 @@ class Ledger:
         self._dropped = 0
         self._used_at: dict[str, int] = {}
         self._spent: Counter[tuple[str, int]] = Counter()
+        self._being_written: Counter[tuple[str, int]] = Counter()
         self._totals: dict[tuple[str, int], int] = {}
         self._is_closing = threading.Event()
         self._writer: threading.Thread | None = None
@@ -74,7 +75,11 @@ class Ledger:
         """Take over what the record says a key has used up on a day; other servers may have noted some of it."""
         with self._guard:
             self._totals = {this: total for this, total in self._totals.items() if this[1] >= day - 1}
-            self._totals[key_id, day] = tokens + self._spent[key_id, day]
+            total = tokens + self._spent[key_id, day]
+            if self._being_written[key_id, day]:
+                # The record may have been read before that was there, or after: what is known here holds it.
+                total = max(total, self._totals.get((key_id, day), 0))
+            self._totals[key_id, day] = total
 
     def close(self) -> None:
         """Write the rest and stop; what is noted afterwards is lost."""
@@ -120,13 +125,15 @@ class Ledger:
     def _flush_usage(self) -> None:
         with self._guard:
             used_at, spent = self._used_at, self._spent
-            self._used_at, self._spent = {}, Counter()
-        if not used_at and not spent:
-            return
+            self._used_at, self._spent, self._being_written = {}, Counter(), spent
         try:
-            self._access.note_use(used_at, spent)
+            if used_at or spent:
+                self._access.note_use(used_at, spent)
         except StorageError:
             with self._guard:
                 self._used_at = {**used_at, **self._used_at}
                 self._spent += spent
             raise
+        finally:
+            with self._guard:
+                self._being_written = Counter()
