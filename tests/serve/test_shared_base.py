@@ -167,16 +167,22 @@ def test_a_version_may_be_deleted_while_it_answers(served, pool_of):
     base, home, _ = served
     version = register_tuned(base, home, label="short-lived", seed=9)
     pool = pool_of(max_adapters=1)
+    model = pool.catalogue.find(version.name)
     taken, seat = lease(pool, version.name)
     expected = answer(seat)
     delete_version(version)
-    assert answer(seat) == expected == use(pool, version.name)
+    assert answer(seat) == expected
+    # Who comes later doesn't find it, though it is still in memory.
+    for catalogue in (pool.catalogue, Catalogue(home)):
+        with pytest.raises(ModelError) as refused:
+            catalogue.find(version.name)
+        assert refused.value.code == "model_not_found"
     taken.release()
     use(pool, served[2][0].name)
+    late = pool.lease(model)
     with pytest.raises(ModelError):
-        use(pool, version.name)
-    with pytest.raises(ModelError):
-        Catalogue(home).find(version.name)
+        late.ready.result(timeout=60)
+    late.release()
 
 
 def test_a_broken_adapter_fails_its_own_requests_alone(served, pool_of):
