@@ -198,8 +198,6 @@ def test_a24_many_ranges(server):
                 reply = client.get(path, headers={"range": f"bytes={ranges}"})
                 # Ranges are left out of account; no file is sent many times over.
                 assert reply.status_code == 200 and reply.content == rows
-            reply = client.get(path, headers={"range": f"bytes={'0-0,' * 30_000}1-1"})
-            is_refused(reply.status_code, reply.json()["error"], 400)
 
         without_lag(server, attack)
 
