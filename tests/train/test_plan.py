@@ -7,9 +7,9 @@ from tunesmith.chat.renderer import Rendered
 from tunesmith.errors import RunError
 from tunesmith.learn.passes import Passes
 from tunesmith.models.size import LinearSize, ModelSize
+from tunesmith.native.calls import kernels
 from tunesmith.specs.tune import TuneSpec
 from tunesmith.train.batches import rows_of_steps
-from tunesmith.native.calls import kernels
 from tunesmith.train.costs import Costs
 from tunesmith.train.loads import Load, load_of
 from tunesmith.train.loop import TrainingData
