@@ -122,7 +122,7 @@ def test_what_changes_the_odds_is_passed_on(presence, frequency, repetition, top
         ("frequency_penalty", 2.5, "frequency_penalty", "decimal_above_max_value", "<= 2"),
         ("presence_penalty", -3, "presence_penalty", "decimal_below_min_value", ">= -2"),
         ("presence_penalty", True, "presence_penalty", "invalid_type", "a decimal"),
-        ("repetition_penalty", 0, "repetition_penalty", "decimal_below_min_value", "> 0"),
+        ("repetition_penalty", 5e-324, "repetition_penalty", "decimal_below_min_value", ">= 0.01"),
         ("top_k", 1.5, "top_k", "invalid_type", "an integer"),
         ("min_p", 2, "min_p", "decimal_above_max_value", "<= 1"),
         ("ignore_eos", 1, "ignore_eos", "invalid_type", "a boolean"),

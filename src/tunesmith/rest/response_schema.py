@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tunesmith.rest.chat_schema import EVENT
+
 _ITEMS = {"type": "array", "items": {"type": "object", "required": ["type"]}}
 _OBJECT = {
     "title": "Response",
@@ -35,6 +37,6 @@ def _json(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
 RESPONSE = _json(_OBJECT)
 #: A stream's events are JSON, each with its `type`.
 RESPONSE_OR_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {**RESPONSE[200]["content"], "text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"content": {**RESPONSE[200]["content"], "text/event-stream": {"schema": EVENT}}}
 }
 INPUT_ITEMS = _json(_LIST)

@@ -144,7 +144,7 @@ class SampledRequest(Wire):
     # vLLM's, which OpenAI's client sends as `extra_body`; a top-k of -1 means all tokens there.
     top_k: int = Field(0, ge=-1)
     min_p: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
-    repetition_penalty: float = Field(1.0, gt=0, le=10, allow_inf_nan=False)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10, allow_inf_nan=False)
     ignore_eos: bool = False
     stream: bool = False
     stream_options: WireStreamOptions | None = None

@@ -66,7 +66,7 @@ class SamplingSpec(Spec):
         0.0, ge=-2.0, le=2.0, description="Taken off a token's logit for each time that the answer holds it."
     )
     repetition_penalty: float = Field(
-        1.0, gt=0.0, le=10.0, description="Logits of tokens of prompt and answer are divided by this (if above 0)."
+        1.0, ge=0.01, le=10.0, description="Logits of tokens of prompt and answer are divided by this (if above 0)."
     )
     logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(
         default_factory=dict, max_length=1024, description="Added to the logits of tokens, by token id."
