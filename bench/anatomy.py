@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmark_page import write_section
 from machine import machine_table
@@ -27,6 +27,7 @@ from tunesmith.learn.tree import TokenTree, build_tree
 from tunesmith.models.adapters.lora import add_lora
 from tunesmith.models.load import load_base
 from tunesmith.models.resolve import resolve_base
+from tunesmith.native.calls import Kernels, ProductArguments, kernels
 from tunesmith.record.home import Home
 from tunesmith.specs.tune import LoraSpec
 from workloads import WORKLOADS
@@ -60,7 +61,7 @@ def operations(key: str, shapes: Sequence[Sequence[int]]) -> int:
 def kind(key: str, shapes: Sequence[Sequence[int]], vocabulary: int) -> str:
     """Return the line of the table that an operation belongs to."""
     if key in ("aten::bmm", "aten::baddbmm"):
-        return "products inside attention"
+        return "attention"
     if operations(key, shapes):
         sizes = [size for shape in shapes if len(shape) == 2 for size in shape]
         if vocabulary in sizes:
@@ -70,8 +71,37 @@ def kind(key: str, shapes: Sequence[Sequence[int]], vocabulary: int) -> str:
     if any(word in key for word in moving):
         return "moving and number formats"
     if "softmax" in key:
-        return "softmax of attention"
+        return "attention"
     return "element by element" if key.startswith("aten::") else "the layers' own bookkeeping"
+
+
+def kernel_kind(name: str, sizes: Sequence[int], vocabulary: int) -> str:
+    """Return the line of the table that a call of a kernel in C belongs to, by its name and a product's sizes."""
+    if name == "product":
+        if vocabulary in sizes:
+            return "products with the vocabulary"
+        return "products with the adapters" if min(sizes) <= _NARROW else "products with the layers' weights"
+    return "attention" if "tree" in name else "element by element"
+
+
+def _tell_of_kernels(found: Kernels) -> None:
+    """Let the profiler see the kernels' calls: `kernel:<name>:<operations>:<sizes>`."""
+
+    def named(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def told(*values: Any) -> Any:
+            label = f"kernel:{name}:0:"
+            if isinstance(values[0], ProductArguments):
+                one = values[0]
+                # A narrow product that goes on where the wide one ends counts with it.
+                count = 2 * one.rows * one.outputs * (one.depth + one.further_depth)
+                label = f"kernel:{name}:{count}:{one.depth},{one.outputs}"
+            with record_function(label):
+                return call(*values)
+
+        return told
+
+    for name in ("product", "norm", "norm_backward", "gate", "gate_backward", "attend_tree", "pull_tree"):
+        setattr(found, name, named(name, getattr(found, name)))
 
 
 def section(step_seconds: float, row_tokens: int, lines: dict[str, tuple[float, int]], rate: float) -> str:
@@ -123,17 +153,24 @@ def measure(home: Home) -> tuple[float, int, dict[str, tuple[float, int]], float
     compute = _computing(model, tree)
     compute()
     seconds = [_seconds(compute) for _ in range(_REPEATS)]
+    found = kernels()
+    if found is not None:
+        _tell_of_kernels(found)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
         compute()
     lines: dict[str, tuple[float, int]] = {}
+    vocabulary = len(model.projection.weight)
     for event in profiled.key_averages(group_by_input_shape=True):
-        shapes: Any = event.input_shapes
-        name = kind(event.key, shapes, len(model.projection.weight))
+        if event.key.startswith("kernel:"):
+            _, kernel, done, sizes = event.key.split(":")
+            each = int(done)
+            name = kernel_kind(kernel, [int(size) for size in sizes.split(",") if size], vocabulary)
+        else:
+            shapes: Any = event.input_shapes
+            each = operations(event.key, shapes)
+            name = kind(event.key, shapes, vocabulary)
         microseconds, count = lines.get(name, (0.0, 0))
-        lines[name] = (
-            microseconds + event.self_cpu_time_total,
-            count + event.count * operations(event.key, shapes),
-        )
+        lines[name] = (microseconds + event.self_cpu_time_total, count + event.count * each)
     return statistics.median(seconds), tree.row_tokens, lines, rate
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,6 +21,10 @@ settings.register_profile("house", derandomize=True, deadline=None, suppress_hea
 settings.load_profile("house")
 
 
+#: What stands in for the parameters of a test without any.
+_NO_PARAMETERS = SimpleNamespace(params={})
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let long variants of tests be asked for."""
     parser.addoption("--soak", action="store_true", help="also run the tests that take many minutes")
@@ -30,12 +35,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     None of them is then what the last process works on alone.
     """
+    for item in items:
+        if _is_a_second_time_on_postgresql(item):
+            item.add_marker(pytest.mark.soak)
     if not config.getoption("--soak"):
         left_out = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def _is_a_second_time_on_postgresql(item: pytest.Item) -> bool:
+    """Whether a slow test of a whole server repeats on PostgreSQL what it does on SQLite.
+
+    The record itself, files, jobs and every fault of the database are tested on both each time.
+    """
+    folder = item.path.parent.name
+    if folder not in ("conformance", "faults") or item.path.name in ("test_files.py", "test_jobs.py"):
+        return False
+    return "postgresql" in getattr(item, "callspec", _NO_PARAMETERS).params.values()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from anatomy import kind, operations, section
+from anatomy import kernel_kind, kind, operations, section
 
 
 @pytest.mark.parametrize(
@@ -29,11 +29,19 @@ def test_kinds():
     assert kind("aten::mm", [[900, 576], [576, 1536]], 49_152) == "products with the layers' weights"
     assert kind("aten::mm", [[900, 576], [576, 16]], 49_152) == "products with the adapters"
     assert kind("aten::mm", [[128, 576], [576, 49_152]], 49_152) == "products with the vocabulary"
-    assert kind("aten::bmm", [[6, 300, 64], [6, 64, 200]], 49_152) == "products inside attention"
-    assert kind("aten::_softmax", [[6, 300, 200]], 49_152) == "softmax of attention"
+    assert kind("aten::bmm", [[6, 300, 64], [6, 64, 200]], 49_152) == "attention"
+    assert kind("aten::_softmax", [[6, 300, 200]], 49_152) == "attention"
     assert kind("aten::index_copy_", [[900, 64]], 49_152) == "moving and number formats"
     assert kind("aten::mul", [[900, 64]], 49_152) == "element by element"
     assert kind("_GatedMlpBackward", [[900, 64]], 49_152) == "the layers' own bookkeeping"
+
+
+def test_kinds_of_kernels():
+    assert kernel_kind("product", [576, 1536], 49_152) == "products with the layers' weights"
+    assert kernel_kind("product", [16, 1536], 49_152) == "products with the adapters"
+    assert kernel_kind("product", [49_152, 576], 49_152) == "products with the vocabulary"
+    assert kernel_kind("pull_tree", [], 49_152) == "attention"
+    assert kernel_kind("gate_backward", [], 49_152) == "element by element"
 
 
 def test_the_section_says_the_limit():

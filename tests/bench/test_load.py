@@ -12,7 +12,7 @@ from load.bars import Load, at_least, at_most, keep, milliseconds, none_of
 from load.crowd import Asked, faults, per_second, percentile
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_small_loads_are_measured():
     lists, followers = QUICK["L01"](), QUICK["L07"]()
     assert [bar.what for bar in lists.bars] == ["lists", "p99", "last page to first page", "5xx and lost"]

@@ -80,7 +80,7 @@ def test_all_doors_say_the_same(base, home, tmp_path, monkeypatch, capsys):
 
 def test_ctrl_c_leaves_a_file_that_the_same_command_finishes(base, tmp_path, capsys):
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
-    prompts_in(prompts, [f"What is {n}?" for n in range(600)])
+    prompts_in(prompts, [f"What is {n}?" for n in range(4000)])
     command = ["generate", base, "--input", str(prompts), "--output", str(output), "--max-completion-tokens", "8"]
 
     def press():
@@ -93,11 +93,11 @@ def test_ctrl_c_leaves_a_file_that_the_same_command_finishes(base, tmp_path, cap
     assert run([*command, "--json"]) == 130
     thread.join()
     shown = capsys.readouterr()
-    assert "of 600 answers" in shown.err and "same command" in shown.err
+    assert "of 4,000 answers" in shown.err and "same command" in shown.err
     assert json.loads(shown.out)["error"]["code"] == "interrupted"
     before = output.read_bytes()
-    assert 0 < before.count(b"\n") < 600
+    assert 0 < before.count(b"\n") < 4000
     assert run([*command, "--json"]) == 0
     after = output.read_bytes()
-    assert after.startswith(before) and after.count(b"\n") == 600
-    assert json.loads(capsys.readouterr().out)["requests"] == 600 - before.count(b"\n")
+    assert after.startswith(before) and after.count(b"\n") == 4000
+    assert json.loads(capsys.readouterr().out)["requests"] == 4000 - before.count(b"\n")

@@ -70,7 +70,7 @@ def heard(ask, *arguments):
         return None
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.soak)])
 def test_f02_a_server_killed_while_it_creates_makes_one_object_of_two_requests(start, database_url, kills):
     seed = 20
     chance = random.Random(seed)

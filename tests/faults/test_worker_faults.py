@@ -161,7 +161,7 @@ def test_f36_a_worker_that_is_cut_off_ends_its_attempt_first(bench, undisturbed)
         time.sleep(2)
     done = bench.wait_over(job.id)
     assert (done.state, done.error) == ("succeeded", None) and bench.weights(job.id) == undisturbed
-    assert done.attempts == 1, "the attempt that was cut off counts against the job"
+    assert not [text for text in bench.messages(job.id) if "unexpectedly" in text]  # it wasn't the job's doing
 
 
 def test_f23_a_job_keeps_its_content(bench, undisturbed):

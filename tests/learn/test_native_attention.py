@@ -44,7 +44,7 @@ def reference(segments, query, key, value, scale, window):
     return torch.cat(outs)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     segments=trees(),
     heads=st.sampled_from([(2, 2), (9, 3), (4, 1)]),
