@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tiny_models import FAMILIES, tiny_model
 from tunesmith.learn.kernels.install import use_kernels
 from tunesmith.learn.kernels.rms_norm import rms_norm
+from tunesmith.learn.kernels.rotation import use_rotation
 from tunesmith.models.adapters.lora import add_lora
 from tunesmith.models.adapters.lora_layer import LoraLinear
 from tunesmith.models.adapters.panels import Panels
@@ -32,9 +33,9 @@ def adapted(family, **settings):
     return model, adapter
 
 
-def loss_and_gradients(model, adapter):
+def loss_and_gradients(model, adapter, rows=2):
     parameters = [p for group in adapter.parameter_groups() for p in group.parameters]
-    ids = torch.randint(3, 60, (2, 17), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(3, 60, (rows, 17), generator=torch.Generator().manual_seed(1))
     loss = model(ids, labels=ids).loss
     return loss, torch.autograd.grad(loss, parameters)
 
@@ -118,10 +119,15 @@ def test_the_norm_and_its_gradient_are_those_of_its_formula(rows, width, adds_on
     )
 
 
-def in_bfloat16(family):
-    """A model in bfloat16 whose heads and widths the kernels in C take."""
+def distance(found, exact):
+    """The mean relative error of the gradients."""
+    return torch.stack([(a - b).norm() / b.norm() for a, b in zip(found[1], exact[1], strict=True)]).mean()
+
+
+def in_bfloat16(family, **traits):
+    """A model in bfloat16 whose widths the kernels in C take."""
     torch.manual_seed(0)
-    model = tiny_model(family).bfloat16()
+    model = tiny_model(family, **traits).bfloat16()
     adapter = add_lora(model, LoraSpec(rank=4, alpha=6))
     for group in adapter.parameter_groups():
         for parameter in group.parameters:
@@ -142,12 +148,25 @@ def test_kernels_in_c_are_as_exact_as_what_they_replace(family):
     for one in layers:
         one.panels = None
     exact = loss_and_gradients(model.double(), adapter)
-
-    def distance(found):
-        return torch.stack([(a.double() - b).norm() / b.norm() for a, b in zip(found[1], exact[1], strict=True)]).mean()
-
-    assert distance(own) <= 1.2 * distance(plain) + 1e-3
+    assert distance(own, exact) <= 1.2 * distance(plain, exact) + 1e-3
     assert abs(own[0].double() - exact[0]) <= 1.2 * abs(plain[0].double() - exact[0]) + 0.02
+
+
+@pytest.mark.skipif(kernels() is None, reason="no C compiler, or a processor without AVX512-BF16")
+@pytest.mark.parametrize("family", ["smollm2", "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "mixtral"])
+def test_positions_are_turned_by_the_kernel(family, monkeypatch):
+    """Bfloat16, one row of heads that the kernel takes: as close to float32 as with PyTorch's own operations."""
+    model, adapter = in_bfloat16(family, head_dim=32)
+    plain = loss_and_gradients(model, adapter, rows=1)
+    attentions = [layer.self_attn for layer in model.model.layers]
+    assert all(use_rotation(one) for one in attentions) and not any(use_rotation(one) for one in attentions)
+    turned, rotate = [], kernels().rotate
+    monkeypatch.setattr(kernels(), "rotate", lambda *x, **named: turned.append(named) or rotate(*x, **named))
+    own = loss_and_gradients(model, adapter, rows=1)
+    assert turned == [{}] * 2 * len(attentions) + [{"goes_back": True}] * 2 * len(attentions)
+    exact = loss_and_gradients(model.float(), adapter, rows=1)
+    assert len(turned) == 4 * len(attentions)  # what the kernel doesn't take goes through PyTorch
+    assert distance(own, exact) <= 1.2 * distance(plain, exact) + 1e-3
 
 
 def test_odd_ranks_and_biases_go_through_the_kernels_too():

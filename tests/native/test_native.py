@@ -92,6 +92,38 @@ def test_a_narrow_product_goes_on_where_a_wide_one_ends(rows, threads):
 
 
 @needs_kernels
+@given(rows=st.integers(1, 150), width=st.integers(1, 20), columns=st.integers(1, 100), seed=st.integers(0, 9))
+def test_sums_of_outer_products_equal_float32(rows, width, columns, seed):
+    narrow, wide = numbers(rows, width + 1, seed=seed)[:, 1:], numbers(rows, columns + 2, seed=seed + 1)[:, 2:]
+    exact = -0.5 * narrow.float().t() @ wide.float()
+    found = kernels().sum_outer(narrow, wide, -0.5)
+    assert found.dtype == torch.float32 and found.shape == (width, columns)
+    assert torch.allclose(found, exact, rtol=1e-5, atol=1e-5 * rows)
+
+
+@needs_kernels
+def test_threads_share_a_sum_of_outer_products_without_a_trace(threads):
+    narrow, wide = numbers(1001, 16), numbers(1001, 576, seed=1)
+    found = kernels().sum_outer(narrow, wide, 1.0)
+    assert torch.allclose(found, narrow.float().t() @ wide.float(), rtol=1e-5, atol=1e-3)
+    half = kernels().sum_outer(narrow, wide[:, 64:128], 1.0)
+    assert torch.equal(found[:, 64:128], half)
+
+
+@needs_kernels
+@given(tokens=st.integers(1, 40), heads=st.integers(1, 5), size=st.sampled_from([32, 64, 128]), seed=st.integers(0, 9))
+def test_rotations_equal_float32_and_go_back(tokens, heads, size, seed):
+    x, gradients = numbers(tokens, heads, size, seed=seed), numbers(tokens, heads, size, seed=seed + 1)
+    cosines, sines = numbers(tokens, size, seed=seed + 2), numbers(tokens, size, seed=seed + 3)
+    signed = torch.cat([-sines[:, : size // 2], sines[:, size // 2 :]], -1)[:, None].float()
+    exact_x = x.float().requires_grad_()
+    expected = rotated(exact_x, cosines[:, None].float(), signed)
+    assert close(kernels().rotate(x, cosines, sines), expected)
+    (back,) = torch.autograd.grad(expected, exact_x, gradients.float())
+    assert close(kernels().rotate(gradients, cosines, sines, goes_back=True), back)
+
+
+@needs_kernels
 def test_the_gate_equals_silu():
     gates, ups = numbers(33, 160) * 8, numbers(33, 160, seed=1)
     expected = (functional.silu(gates) * ups).float()

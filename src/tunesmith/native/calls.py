@@ -17,6 +17,8 @@ from tunesmith.native.build import library
 PANEL = 32
 #: Kinds of products; see product.c.
 STORED, ADDED, GATED, WIDE, UPDATED = range(5)
+#: Numbers of a narrow row that `sum_outer` takes at once.
+NARROW = 8
 #: Vectors are read in parts of so many numbers.
 LANES = 16
 
@@ -59,6 +61,9 @@ class Kernels:
     def __init__(self, compiled: ctypes.CDLL) -> None:
         pointer, number = c_void_p, c_long
         self._product = _function(compiled, "product", [pointer, number])
+        self._sum_outer = _function(
+            compiled, "sum_outer", [pointer, *[number] * 2, pointer, *[number] * 3, c_float, pointer, pointer, number]
+        )
         self._norm = _function(
             compiled, "norm", [pointer, *[number] * 4, pointer, c_float, pointer, number, pointer, number]
         )
@@ -67,6 +72,7 @@ class Kernels:
         )
         self._gate = _function(compiled, "gate", [pointer, pointer, number, pointer, number])
         self._gate_backward = _function(compiled, "gate_backward", [pointer, pointer, number, *[pointer] * 3, number])
+        self._rotate = _function(compiled, "rotate", [pointer, *[number] * 3, *[pointer] * 2, number, pointer, number])
         self._rotate_and_keep = _function(
             compiled, "rotate_and_keep", [pointer, *[number] * 4, *[pointer] * 5, number, number]
         )
@@ -77,6 +83,19 @@ class Kernels:
     def product(self, arguments: ProductArguments) -> None:
         """Compute a product."""
         self._product(ctypes.byref(arguments), torch.get_num_threads())
+
+    def sum_outer(self, narrow: Tensor, wide: Tensor, scale: float) -> Tensor:
+        """Return `scale narrow^T wide` (r, N) in float32 for narrow (M, r) and wide (M, N): a sum of outer products."""
+        narrow, wide = (x if x.stride(1) == 1 else x.contiguous() for x in (narrow, wide))
+        (rows, width), columns = narrow.shape, wide.shape[1]
+        padded = -(-width // NARROW) * NARROW
+        pairs = torch.zeros(-(-rows // 2), padded, 2, dtype=narrow.dtype)
+        sums = torch.zeros(padded, -(-columns // PANEL) * PANEL)
+        self._sum_outer(
+            *(narrow.data_ptr(), narrow.stride(0), width, wide.data_ptr(), wide.stride(0), columns, rows),
+            *(scale, pairs.data_ptr(), sums.data_ptr(), torch.get_num_threads()),
+        )
+        return sums[:width, :columns]
 
     def norm(self, x: Tensor, factors: Tensor, epsilon: float, out: Tensor, inverses: Tensor | None = None) -> None:
         """Write x / rms(x) * factors, and 1 / rms(x) to `inverses`.
@@ -119,6 +138,22 @@ class Kernels:
             *(out.data_ptr(), torch.get_num_threads()),
         )
         return out, gate_gradients
+
+    def rotate(self, x: Tensor, cosines: Tensor, sines: Tensor, *, goes_back: bool = False) -> Tensor:
+        """Turn rows of heads by their positions; `goes_back` is for gradients: the transposed map.
+
+        Args:
+            x: (T, heads, D) without gaps, D a multiple of 32.
+            cosines: (T, D) without gaps.
+            sines: likewise.
+            goes_back: whether x are gradients of a result.
+        """
+        out = torch.empty_like(x)
+        self._rotate(
+            *(x.data_ptr(), *x.shape, cosines.data_ptr(), sines.data_ptr(), goes_back),
+            *(out.data_ptr(), torch.get_num_threads()),
+        )
+        return out
 
     def rotate_and_keep(
         self,

@@ -66,9 +66,56 @@ void norm_backward(
     }
 }
 
+/* x, or -x. */
+INLINE __m512 signed_by(int is_negative, __m512 x) {
+    return is_negative ? _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), _mm512_set1_epi32(1u << 31))) : x;
+}
+
+/* Turn one head: its low half by `low_sines`, which may count as negative, its high half by `high_sines`, likewise. */
+INLINE void turn(
+    const bf16 *x, bf16 *to, long half, const bf16 *cosines, const bf16 *low_sines, const int low_is_negative,
+    const bf16 *high_sines, const int high_is_negative
+) {
+    for (long j = 0; j < half; j += LANES) {
+        const __m512 low = load_bf16(x + j), high = load_bf16(x + half + j);
+        const __m512 low_sine = signed_by(low_is_negative, load_bf16(low_sines + j));
+        const __m512 high_sine = signed_by(high_is_negative, load_bf16(high_sines + j));
+        const __m512 low_part = _mm512_mul_ps(low, load_bf16(cosines + j));
+        const __m512 high_part = _mm512_mul_ps(high, load_bf16(cosines + half + j));
+        store_bf16(to + j, _mm512_fmadd_ps(high, low_sine, low_part));
+        store_bf16(to + half + j, _mm512_fmadd_ps(low, high_sine, high_part));
+    }
+}
+
 /*
- * Turn queries and keys by their positions, in place, halves as pairs (Su et al. 2021, arXiv:2104.09864), and keep keys
- * and values in pages.
+ * Turn rows of heads by their positions, halves as pairs (Su et al. 2021, arXiv:2104.09864); if it `goes_back`, the
+ * transposed map, which takes gradients back.
+ *
+ * x, out: (rows, heads, size); cosines, sines: (rows, size).
+ */
+void rotate(
+    const bf16 *x, long rows, long heads, long size, const bf16 *cosines, const bf16 *sines, long goes_back, bf16 *out,
+    long threads
+) {
+    const long half = size / 2;
+    if (rows * heads * size < 1 << 15) threads = 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        long first, end;
+        share(rows, &first, &end);
+        for (long row = first; row < end; row++) {
+            const bf16 *cosine = cosines + row * size, *sine = sines + row * size;
+            for (long at = row * heads * size; at < (row + 1) * heads * size; at += size)
+                if (goes_back)
+                    turn(x + at, out + at, half, cosine, sine + half, 0, sine, 1);
+                else
+                    turn(x + at, out + at, half, cosine, sine, 1, sine + half, 0);
+        }
+    }
+}
+
+/*
+ * Turn queries and keys by their positions, in place, and keep keys and values in pages.
  *
  * together: (rows, heads + 2 key_heads, size), queries, keys and values; cosines, sines: (rows, size), the first half of
  * the sines with its sign turned; keys, values: (pages, key_heads, page_tokens, size); slots: (rows,), page times
@@ -88,16 +135,7 @@ void rotate_and_keep(
             bf16 *x = together + row * all * size;
             const bf16 *cosine = cosines + row * size, *sine = sines + row * size;
             for (long head = 0; head < heads + key_heads; head++, x += size)
-                for (long j = 0; j < half; j += LANES) {
-                    const __m512 low = load_bf16(x + j), high = load_bf16(x + half + j);
-                    const __m512 new_low =
-                        _mm512_fmadd_ps(high, load_bf16(sine + j), _mm512_mul_ps(low, load_bf16(cosine + j)));
-                    const __m512 new_high = _mm512_fmadd_ps(
-                        low, load_bf16(sine + half + j), _mm512_mul_ps(high, load_bf16(cosine + half + j))
-                    );
-                    store_bf16(x + j, new_low);
-                    store_bf16(x + half + j, new_high);
-                }
+                turn(x, x, half, cosine, sine, 0, sine + half, 0);
             const long page = slots[row] / page_tokens, place = slots[row] % page_tokens;
             for (long head = 0; head < key_heads; head++) {
                 const long at = ((page * key_heads + head) * page_tokens + place) * size;

@@ -15,6 +15,7 @@ from torch.autograd.function import FunctionCtx
 
 from tunesmith.models.adapters.frozen import weight_of
 from tunesmith.models.adapters.lora_layer import LoraLinear
+from tunesmith.models.adapters.narrow import outer_sum
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,11 @@ def trained_gradients(
         grads: the gradients (M, out) of their outputs.
         scaled: the gradients of their low-rank images.
     """
-    grads_a = torch.split(torch.cat(list(scaled), dim=1).t() @ x, [part.shape[1] for part in scaled])
+    grads_a = torch.split(outer_sum(torch.cat(list(scaled), dim=1), x, 1.0), [part.shape[1] for part in scaled])
     trained: list[Tensor] = []
     for layer, low, grad, grad_a in zip(layers, lows, grads, grads_a, strict=True):
         a, b = layer.trained
-        # The image stands first: a short, wide product is faster than a tall, narrow one.
-        trained += [grad_a.to(a.dtype), (low.t() @ grad).t().to(b.dtype).mul_(layer.layer.scale)]
+        trained += [grad_a.to(a.dtype), outer_sum(low, grad, layer.layer.scale).t().to(b.dtype)]
     return trained
 
 

@@ -1,4 +1,4 @@
-"""Where the kernels take over: an adapted model's normalisations, feed-forward layers and groups of linear layers."""
+"""Where the kernels take over: normalisations, rotations, feed-forward layers and groups of linear layers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.learn.kernels.adapted import SharedInput
 from tunesmith.learn.kernels.gated_mlp import use_gated_mlp
 from tunesmith.learn.kernels.rms_norm import use_rms_norm
+from tunesmith.learn.kernels.rotation import use_rotation
 from tunesmith.models.adapters.frozen import weight_of
 from tunesmith.models.adapters.lora_layer import LoraLinear
 from tunesmith.models.adapters.panels import Panels, fits
@@ -27,6 +28,7 @@ def use_kernels(model: nn.Module) -> None:
     for module in list(model.modules()):
         if use_rms_norm(module) or use_gated_mlp(module):
             continue
+        use_rotation(module)
         layers = [getattr(module, name, None) for name in _SHARED]
         if all(isinstance(layer, LoraLinear) and "forward" not in vars(layer) for layer in layers):
             SharedInput(layers)  # type: ignore[arg-type]

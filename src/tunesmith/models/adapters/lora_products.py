@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from tunesmith.models.adapters.frozen_map import FrozenMap
+from tunesmith.models.adapters.narrow import outer_sum
 
 #: Dropout decides by random numbers of 16 bits, four of which come from one draw.
 _LEVELS = 1 << 16
@@ -94,9 +95,9 @@ class _LowRankLinear(torch.autograd.Function):
         frozen, scale, drop = ctx.settings  # type: ignore[attr-defined]
         grad = grads[0].reshape(-1, grads[0].shape[-1])
         grad_low = grad @ b.to(grad.dtype)
-        grad_b = (grad.t() @ low).to(b.dtype).mul_(scale)
+        grad_b = outer_sum(low, grad, scale).t().to(b.dtype)
         mask = None if drop is None else drop.mask(flat)
-        grad_a = (grad_low.t() @ (flat if mask is None else flat * mask)).to(a.dtype).mul_(scale)
+        grad_a = outer_sum(grad_low, flat if mask is None else flat * mask, scale).to(a.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
             if mask is None:
@@ -142,9 +143,9 @@ class _DirectedLinear(torch.autograd.Function):
         grad_factors = (grad * inner).sum(0, dtype=factors.dtype)
         grad_inner = grad * factors.to(grad.dtype)
         grad_low = grad_inner @ b.to(grad.dtype)
-        grad_b = (grad_inner.t() @ low).to(b.dtype).mul_(scale)
+        grad_b = outer_sum(low, grad_inner, scale).t().to(b.dtype)
         mask = None if drop is None else drop.mask(flat)
-        grad_a = (grad_low.t() @ (flat if mask is None else flat * mask)).to(a.dtype).mul_(scale)
+        grad_a = outer_sum(grad_low, flat if mask is None else flat * mask, scale).to(a.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
             grad_x = frozen.pull(grad_inner)
