@@ -182,11 +182,9 @@ void gate_backward(
             const __m512 gate = widen(_mm256_maskz_loadu_epi16(lanes, gates + i));
             const __m512 up = widen(_mm256_maskz_loadu_epi16(lanes, ups + i));
             const __m512 gradient = widen(_mm256_maskz_loadu_epi16(lanes, gradients + i));
-            const __m512 below = _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
-            const __m512 sigmoid = _mm512_div_ps(one, below), active = rounded(_mm512_mul_ps(gate, sigmoid));
+            const __m512 portion = sigmoid(gate), active = rounded(_mm512_mul_ps(gate, portion));
             /* d silu(g) = sigmoid(g) (1 + g (1 - sigmoid(g))) */
-            const __m512 slope =
-                _mm512_mul_ps(sigmoid, _mm512_fmadd_ps(gate, _mm512_sub_ps(one, sigmoid), one));
+            const __m512 slope = _mm512_mul_ps(portion, _mm512_fmadd_ps(gate, _mm512_sub_ps(one, portion), one));
             _mm256_mask_storeu_epi16(out + i, lanes, narrow(_mm512_mul_ps(active, up)));
             _mm256_mask_storeu_epi16(
                 gate_gradients + i, lanes, narrow(_mm512_mul_ps(_mm512_mul_ps(gradient, up), slope))
