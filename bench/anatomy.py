@@ -36,6 +36,12 @@ _ROWS_OF_A_STEP, _REPEATS = 8, 5
 #: A product with an inner or outer size of at most this is one with an adapter's narrow matrices.
 _NARROW = 64
 
+#: The kernels that a training step calls.
+_KERNELS = (
+    *("product", "sum_outer", "norm", "norm_backward", "rotate", "gate", "gate_backward", "attend_tree", "pull_tree"),
+    "cross_entropy",
+)
+
 _WHAT = """One optimiser step of 8 maths rows, LoRA of rank 16 on all linear layers of SmolLM2-135M, bf16, forward and
 backward. "Rate" is floating-point operations by time."""
 
@@ -77,7 +83,7 @@ def kind(key: str, shapes: Sequence[Sequence[int]], vocabulary: int) -> str:
 
 def kernel_kind(name: str, sizes: Sequence[int], vocabulary: int) -> str:
     """Return the line of the table that a call of a kernel in C belongs to, by its name and a product's sizes."""
-    if name == "product":
+    if name in ("product", "sum_outer"):
         if vocabulary in sizes:
             return "products with the vocabulary"
         return "products with the adapters" if min(sizes) <= _NARROW else "products with the layers' weights"
@@ -88,19 +94,22 @@ def _tell_of_kernels(found: Kernels) -> None:
     """Let the profiler see the kernels' calls: `kernel:<name>:<operations>:<sizes>`."""
 
     def named(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def told(*values: Any) -> Any:
+        def told(*values: Any, **others: Any) -> Any:
             label = f"kernel:{name}:0:"
             if isinstance(values[0], ProductArguments):
                 one = values[0]
                 # A narrow product that goes on where the wide one ends counts with it.
                 count = 2 * one.rows * one.outputs * (one.depth + one.further_depth)
                 label = f"kernel:{name}:{count}:{one.depth},{one.outputs}"
+            elif name == "sum_outer":
+                (rows, width), columns = values[0].shape, values[1].shape[1]
+                label = f"kernel:{name}:{2 * rows * width * columns}:{width},{columns}"
             with record_function(label):
-                return call(*values)
+                return call(*values, **others)
 
         return told
 
-    for name in ("product", "norm", "norm_backward", "gate", "gate_backward", "attend_tree", "pull_tree"):
+    for name in _KERNELS:
         setattr(found, name, named(name, getattr(found, name)))
 
 

@@ -124,6 +124,33 @@ def test_rotations_equal_float32_and_go_back(tokens, heads, size, seed):
 
 
 @needs_kernels
+@given(
+    rows=st.integers(1, 9), size=st.integers(1, 100), sharpness=st.sampled_from([0.1, 4, 60]), seed=st.integers(0, 9)
+)
+def test_the_loss_and_its_gradient_equal_float32(rows, size, sharpness, seed):
+    logits = (numbers(rows, size, seed=seed).float() * sharpness).bfloat16()
+    targets = torch.randint(size, (rows,), generator=torch.Generator().manual_seed(seed))
+    weights = torch.rand(rows, generator=torch.Generator().manual_seed(seed))
+    exact_logits = logits.float().requires_grad_()
+    expected = functional.cross_entropy(exact_logits, targets, reduction="none")
+    untouched = logits.clone()
+    losses, hits = kernels().cross_entropy(untouched, targets, None)
+    assert torch.allclose(losses, expected, rtol=1e-5, atol=1e-5) and torch.equal(untouched, logits)
+    assert torch.equal(hits.bool(), logits.max(1).values == logits.gather(1, targets[:, None])[:, 0])
+    assert torch.equal(kernels().cross_entropy(untouched, targets, weights)[0], losses)
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), exact_logits)
+    assert torch.allclose(untouched.float(), gradient, rtol=BF16, atol=1e-6)
+
+
+@needs_kernels
+def test_the_loss_of_impossible_and_certain_targets_is_finite():
+    logits = torch.tensor([[0.0, -3e38, 3e38], [1e4, 0.0, -1e4]]).bfloat16()
+    losses, hits = kernels().cross_entropy(logits, torch.tensor([2, 1]), torch.ones(2))
+    assert losses.tolist() == [0.0, pytest.approx(1e4, rel=0.01)] and hits.tolist() == [1, 0]
+    assert logits.tolist() == [[0, 0, 0], [1, -1, 0]]
+
+
+@needs_kernels
 def test_the_gate_equals_silu():
     gates, ups = numbers(33, 160) * 8, numbers(33, 160, seed=1)
     assert close(kernels().gate(gates, ups), functional.silu(gates.double()) * ups.double(), 2 * BF16)

@@ -15,6 +15,7 @@ from torch.autograd.function import FunctionCtx
 
 from tunesmith.models.adapters.panels import Panels
 from tunesmith.models.projection import Projection
+from tunesmith.native.calls import Kernels, kernels_for
 
 #: A chunk's logits take about this much, by device; fewer than `_MIN_CHUNK` targets would starve the matrix product.
 _CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
@@ -128,6 +129,13 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         return (*(None if grad is None else grad * grads[0].to(grad.dtype) for grad in kept), None, None, None)
 
 
+def _kernels_for(logits: Tensor, settings: _Settings) -> Kernels | None:
+    """Return the kernels if they compute this loss: nothing is smoothed, scaled or bent."""
+    projection = settings.projection
+    is_plain = projection.scale == 1.0 and projection.softcap is None and not settings.label_smoothing
+    return kernels_for(logits) if is_plain and logits.is_contiguous() else None
+
+
 def _losses(
     logits: Tensor, targets: Tensor, weights: Tensor, settings: _Settings, with_gradient: bool, place: slice
 ) -> tuple[Tensor, Tensor]:
@@ -135,6 +143,12 @@ def _losses(
 
     `place` is where the chunk's targets stand among all.
     """
+    kernels = _kernels_for(logits, settings)
+    if kernels is not None:
+        losses, hits = kernels.cross_entropy(logits, targets, weights if with_gradient else None)
+        if settings.hits is not None:
+            settings.hits[place] = hits.to(settings.hits.dtype)
+        return losses, losses
     rows = _CACHED_ROWS if logits.device.type == "cpu" else len(logits)
     precise = torch.promote_types(logits.dtype, torch.float32)
     room = torch.empty(min(rows, len(logits)), logits.shape[1], dtype=precise, device=logits.device)

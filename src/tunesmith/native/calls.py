@@ -78,6 +78,7 @@ class Kernels:
         )
         self._attend = _function(compiled, "attend", [pointer, number])
         self._attend_tree = _function(compiled, "attend_tree", [pointer, number])
+        self._cross_entropy = _function(compiled, "cross_entropy", [pointer, number, number, *[pointer] * 4, number])
         self._pull_tree = _function(compiled, "pull_tree", [pointer, number])
 
     def product(self, arguments: ProductArguments) -> None:
@@ -192,6 +193,23 @@ class Kernels:
     def pull_tree(self, arguments: TreeArguments) -> None:
         """Compute the gradients of queries, and sums of those of keys and values."""
         self._pull_tree(ctypes.byref(arguments), torch.get_num_threads())
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return each target's negative log-likelihood (M,) in float32, and 1 where no token is likelier, else 0.
+
+        Args:
+            logits: (M, V) without gaps; with weights, they become the weighted sum's gradient by them.
+            targets: (M,) int64.
+            weights: (M,), used in float32; None: no gradient is wanted.
+        """
+        losses, hits = torch.empty(len(targets)), torch.empty(len(targets))
+        targets = targets.contiguous()
+        factors = None if weights is None else weights.to(torch.float32).contiguous()
+        self._cross_entropy(
+            *(logits.data_ptr(), *logits.shape, targets.data_ptr(), None if factors is None else factors.data_ptr()),
+            *(losses.data_ptr(), hits.data_ptr(), torch.get_num_threads()),
+        )
+        return losses, hits
 
 
 @cache

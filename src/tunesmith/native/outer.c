@@ -3,7 +3,7 @@
 
 /* Numbers of a narrow row whose sums are held at once, each for one panel of a wide row's numbers; rows that a thread's
  * cache holds while it goes over the panels. */
-enum { NARROW = 8, ROWS_AT_ONCE = 64 };
+enum { NARROW = 8, ROWS_AT_ONCE = 64, AHEAD = 2 * PANEL };
 
 /* Two rows' numbers side by side, as `_mm512_dpbf16_ps` multiplies them: lane i holds columns i of both. */
 INLINE void pair_up(__m512i first, __m512i second, __m512bh *left, __m512bh *right) {
@@ -33,6 +33,9 @@ INLINE void add_outer(
         const __m512i first = _mm512_maskz_loadu_epi16(lanes, wide + row * wide_stride);
         const __m512i second =
             row + 1 < count ? _mm512_maskz_loadu_epi16(lanes, wide + (row + 1) * wide_stride) : _mm512_setzero_si512();
+        /* Rows lie far apart, so the processor doesn't foresee that the panels beside this one come next. */
+        _mm_prefetch((const char *)(wide + row * wide_stride + AHEAD), _MM_HINT_T0);
+        _mm_prefetch((const char *)(wide + (row + 1) * wide_stride + AHEAD), _MM_HINT_T0);
         __m512bh left, right;
         pair_up(first, second, &left, &right);
 #pragma GCC unroll 8
