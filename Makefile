@@ -85,6 +85,7 @@ bench-demo: .venv/.installed-dev  ## measure the demo: time, memory and quality
 bench-training: .venv/.installed-dev  ## measure training against its peers, which it installs apart (an hour or two)
 	$(BIN)/python bench/training.py $(ARGS)
 	$(BIN)/python bench/anatomy.py
+	$(BIN)/python bench/exactness.py
 	$(BIN)/python bench/plan.py
 
 .PHONY: bench-generate
