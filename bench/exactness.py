@@ -39,8 +39,8 @@ _WAYS = (
     ("bfloat16, PyTorch's operations alone", "bfloat16", "0"),
 )
 
-_WHAT = f"""The loss of each of the first {_STEPS} optimiser steps of the maths rows ({_ROWS_OF_A_STEP} rows a step, LoRA
-of rank 16 on all linear layers of SmolLM2-135M, AdamW at {_LEARNING_RATE:g}), before the step is taken."""
+_WHAT = f"""The loss of each of the first {_STEPS} optimiser steps of the maths rows ({_ROWS_OF_A_STEP} rows a step,
+LoRA of rank 16 on all linear layers of SmolLM2-135M, AdamW at {_LEARNING_RATE:g}), before the step is taken."""
 _WHY = """What an adapter has learnt after a few steps is smaller than bfloat16's distance between neighbouring numbers
 around a layer's result. PyTorch's operations round that result, then add the adapter's part and round again, which
 loses most of it; the kernels add both before they round."""

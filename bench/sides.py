@@ -50,6 +50,15 @@ BEST_PEER = Side("trl_best", "TRL, rows by length", "trl_sft.py", "trl", "length
 SAME_STEPS_PEER = Side(
     "trl_default", "TRL as it comes, the same steps", "trl_sft.py", "trl", "steps", {"gradient_checkpointing": True}
 )
+#: The same steps in float32: what both sides' losses should be, were nothing rounded.
+EXACT_PEER = Side(
+    "trl_float32",
+    "TRL in float32, the same steps",
+    "trl_sft.py",
+    "trl",
+    "steps",
+    {"gradient_checkpointing": True, "autocast": False, "dtype": "float32"},
+)
 #: Run once each, to show that no other setting or peer is better; the page says so if one can't be installed or fails.
 OTHER_PEERS = (
     Side("trl_lean", "TRL, rows by length, lean", "trl_sft.py", "trl", "length", {"gradient_checkpointing": True}),
@@ -64,7 +73,7 @@ OTHER_PEERS = (
     Side("litgpt", "LitGPT, rows by length", "litgpt_lora.py", "litgpt", "length"),
     Side("llamafactory", "LLaMA-Factory, rows by length", "llamafactory_sft.py", "llamafactory", "length"),
 )
-SIDES = {side.name: side for side in (OURS, BEST_PEER, SAME_STEPS_PEER, *OTHER_PEERS)}
+SIDES = {side.name: side for side in (OURS, BEST_PEER, SAME_STEPS_PEER, EXACT_PEER, *OTHER_PEERS)}
 
 
 class SideFailure(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmark_page import Bar, bars_table, spaced, table, wrapped
 from ratios import Spread, final_loss, ratio, spread
-from sides import BEST_PEER, OURS, SAME_STEPS_PEER, SIDES
+from sides import BEST_PEER, EXACT_PEER, OURS, SAME_STEPS_PEER, SIDES, Side
 
 MOST_MEMORY_SHARE = 0.5
 LEAST_MATRIX_SHARE = 0.6
@@ -20,8 +20,10 @@ same rows as the same tokens, learn the same ones of them, and run as processes 
 turns; a ratio is the median of the ratios of neighbouring runs (lowest to highest in brackets). Tokens are the rows'
 own, shared or not; the first step is left out. Tunesmith's side is what `tunesmith tune` calls, without validation
 and proof. TRL runs in several settings, and the bars compare with the fastest; where its rows stand by length,
-hardly anything is padding, and its own default, gradient checkpointing, is off unless it is called lean. Memory is
-the process's highest resident memory, the loading of the base included."""
+hardly anything is padding, and its own default, gradient checkpointing, is off unless it is called lean. Losses of
+the same steps are compared with TRL in float32 where it ran: in bf16, PyTorch's operations lose small changes that
+Tunesmith keeps (see "Small steps in bfloat16"). Memory is the process's highest resident memory, the loading of the
+base included."""
 
 _GROWTH_TITLES = {
     "context": "Longer rows (4,096 tokens in each step)",
@@ -54,11 +56,12 @@ def _bars_of(load: dict[str, Any]) -> list[Bar]:
                 memory.median <= MOST_MEMORY_SHARE,
             )
         )
-    if SAME_STEPS_PEER.name in runs:
-        difference = loss_difference(load)
+    exact = next((side for side in (EXACT_PEER, SAME_STEPS_PEER) if side.name in runs), None)
+    if exact is not None:
+        difference = loss_difference(load, exact)
         found.append(
             Bar(
-                f"{title}: final losses of the same steps",
+                f"{title}: final losses of the same steps, against {exact.title.split(',')[0]}",
                 f"{100 * difference:.2f} % apart",
                 f"at most {100 * MOST_LOSS_DIFFERENCE:g} %",
                 difference <= MOST_LOSS_DIFFERENCE,
@@ -83,16 +86,16 @@ def fastest_peer(load: dict[str, Any]) -> str | None:
     speeds = {
         name: spread([run["tokens_per_second"] for run in runs]).median
         for name, runs in load["runs"].items()
-        if SIDES[name].package == BEST_PEER.package
+        if SIDES[name].package == BEST_PEER.package and name != EXACT_PEER.name
     }
     return max(speeds, key=lambda name: speeds[name], default=None)
 
 
-def loss_difference(load: dict[str, Any]) -> float:
+def loss_difference(load: dict[str, Any], peer: Side) -> float:
     """Return by how much the two sides' mean losses over the last quarter of the same steps differ, as a share."""
     runs = load["runs"]
     ours = spread([final_loss(run["losses"]) for run in runs[OURS.name]]).median
-    theirs = final_loss(runs[SAME_STEPS_PEER.name][0]["losses"])
+    theirs = final_loss(runs[peer.name][0]["losses"])
     return abs(ours - theirs) / theirs
 
 

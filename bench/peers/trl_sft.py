@@ -1,12 +1,12 @@
 """TRL's side: `SFTTrainer` with a LoRA by PEFT, on the CPU.
 
 Settings of the job: `gradient_checkpointing` (TRL's own default is true; without it a step is faster and takes more
-memory) and `autocast` (TRL's own default for bf16; without it everything but the norms' insides is computed in bf16).
+memory), `autocast` (TRL's own default for bf16; without it everything but the norms' insides is computed in the base's
+number format) and `dtype`, that format (bf16 where nothing is said).
 """
 
 from __future__ import annotations
 
-import torch
 from clock import Job, StepClock
 from datasets import Dataset
 from peft import LoraConfig
@@ -21,7 +21,7 @@ def main() -> None:
     clock = StepClock(job)
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=job.settings.get("dtype", "bfloat16"))
     config = SFTConfig(
         output_dir=job.work,
         per_device_train_batch_size=job.batch_size,

@@ -24,12 +24,14 @@ _SIZE_STEP = 32
 _MOST_PARTS = 8
 
 
+def has_room(heads: int, key_heads: int, size: int) -> bool:
+    """Whether the kernels have room for so many heads of a size."""
+    return size % _SIZE_STEP == 0 and size <= _MOST_SIZE and heads // key_heads <= _MOST_QUERIES
+
+
 def kernels_of(query: Tensor, key: Tensor) -> Kernels | None:
     """Return the kernels if they have room for heads like these: query (N, H, D), key (N, K, D)."""
-    heads, size = query.shape[1:]
-    if size % _SIZE_STEP or size > _MOST_SIZE or heads // key.shape[1] > _MOST_QUERIES:
-        return None
-    return kernels_for(query)
+    return kernels_for(query) if has_room(query.shape[1], key.shape[1], query.shape[2]) else None
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class ModelSize:
         key_value_width: elements that one token adds to one layer's keys (and as many to its values).
         context_tokens: positions that the config allows, or None if it doesn't say.
         active_expert_parameters: of mixtures of experts, the weights of the experts that one token goes through.
+        bends_scores: whether attention's scores are bent under a cap (Gemma 2).
     """
 
     parameters: int
@@ -57,6 +58,7 @@ class ModelSize:
     key_value_width: int
     context_tokens: int | None
     active_expert_parameters: int = 0
+    bends_scores: bool = False
 
     @property
     def linear_parameters(self) -> int:
@@ -119,6 +121,7 @@ def model_size(folder: Path) -> ModelSize:
         key_value_width=(getattr(text, "num_key_value_heads", None) or heads) * head_width,
         context_tokens=getattr(text, "max_position_embeddings", None),
         active_expert_parameters=_active_expert_parameters(model, getattr(text, "num_experts_per_tok", None)),
+        bends_scores=getattr(text, "attn_logit_softcapping", None) is not None,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from tunesmith.learn.attention import KEPT_KEYS, MAX_SCORES
+from tunesmith.learn.native_attention import has_room
 from tunesmith.learn.passes import Passes
 from tunesmith.models.adapters.panels import COPIES, MOST_COPIED_BYTES, Panels
 from tunesmith.models.size import LinearSize, ModelSize
@@ -14,11 +15,12 @@ from tunesmith.native.calls import kernels
 from tunesmith.specs.tune import FullSpec, LoraSpec, QloraSpec, TuneSpec
 from tunesmith.train.loads import Load
 
-#: Python, torch, transformers and what else a run needs on the CPU; cuBLAS's work space on a GPU. Measured.
-_PROCESS_BYTES = {"cpu": 870 << 20, "cuda": 96 << 20}
+#: Python, torch, transformers and what else a run needs on the CPU, with the kernels in C or through PyTorch's own
+#: operations, whose library keeps room for itself; cuBLAS's work space on a GPU. Measured.
+_PROCESS_BYTES = {"kernels": 700 << 20, "cpu": 870 << 20, "cuda": 96 << 20}
 #: Passes of many sizes leave holes in the heap: the C library holds so much more than is in use. Measured over 16 steps
 #: of four kinds of rows (`bench/plan.py`) on the CPU; PyTorch's own allocator of GPUs is tighter (not measured).
-_HEAP = {"cpu": 1.45, "cuda": 1.1}
+_HEAP = {"kernels": 1.1, "cpu": 1.45, "cuda": 1.1}
 #: What a layer keeps of a token for its backward pass, in numbers of the model's format: so many for each output of its
 #: linear layers and for each unit of its width. Counted on SmolLM2 with the kernels (`learn/kernels`), and where
 #: trained norms or richer adapters keep the layers' own ways of computing.
@@ -73,6 +75,11 @@ class Costs:
         self._layers = max(1, size.layers)
 
     @property
+    def has_native_kernels(self) -> bool:
+        """Whether the kernels in C compute, where they can."""
+        return self.device.type == "cpu" and self.dtype == Panels.dtype and kernels() is not None
+
+    @property
     def trained_parameters(self) -> int:
         """Numbers that training moves."""
         if isinstance(self._adapter, FullSpec):
@@ -98,24 +105,25 @@ class Costs:
         kept = self.kept_bytes_per_token
         recomputed = min(passes.recomputed_layers, self._layers)
         layers = self._layers - recomputed + _LAYERS_IN_BACKWARD
-        if self.device.type == "cpu" and load.pairs <= KEPT_KEYS * load.tokens:
+        if self._keeps_scores and load.pairs <= KEPT_KEYS * load.tokens:
             kept += _PADDING * self.size.attention_heads * load.pairs / max(1, load.tokens) * self.dtype.itemsize
         per_token = layers * kept + (recomputed + 2) * self.size.hidden * self.dtype.itemsize
-        scores = min(MAX_SCORES, load.pairs) * self.size.attention_heads * 4
+        scores = min(MAX_SCORES, load.pairs) * self.size.attention_heads * 4 if self._keeps_scores else 0
         if passes.loss_chunk_tokens is None:
             logits = min(
                 _DEFAULT_LOGITS_BYTES.get(self.device.type, 48 << 20), load.learnt * self.size.vocabulary * _LOGIT_BYTES
             )
         else:
             logits = min(passes.loss_chunk_tokens, load.learnt) * self.size.vocabulary * _LOGIT_BYTES
-        heap = _HEAP.get(self.device.type, _HEAP["cpu"])
+        place = "kernels" if self.has_native_kernels else self.device.type
+        heap = _HEAP.get(place, _HEAP["cpu"])
         return Memory(
             weights=self.weight_bytes,
             trained=self._own_bytes + self.optimiser_bytes,
             activations=int(heap * load.tokens * per_token),
             attention=int(heap * _SCORE_COPIES * scores),
             logits=int(heap * logits),
-            process=_PROCESS_BYTES.get(self.device.type, _PROCESS_BYTES["cpu"]),
+            process=_PROCESS_BYTES.get(place, _PROCESS_BYTES["cpu"]),
         )
 
     @property
@@ -132,9 +140,7 @@ class Costs:
     @property
     def _panel_bytes(self) -> int:
         """Bytes of the copies of frozen weights that the kernels in C multiply with."""
-        if isinstance(self._adapter, FullSpec) or self.device.type != "cpu":
-            return 0
-        if self.dtype != Panels.dtype or kernels() is None:
+        if isinstance(self._adapter, FullSpec) or not self.has_native_kernels:
             return 0
         is_plain = not isinstance(self._adapter, QloraSpec)
         adapted = sum(one.parameters for one in self.size.linears if is_plain and _is_adapted(one, self._adapter))
@@ -180,6 +186,15 @@ class Costs:
         if isinstance(self._adapter, FullSpec):
             return self.size.parameters * self.dtype.itemsize
         return self.trained_parameters * (4 + 4)
+
+    @property
+    def _keeps_scores(self) -> bool:
+        """Whether attention's scores and probabilities ever exist: on a CPU, where its kernel in C can't be used."""
+        if self.device.type != "cpu" or self.size.attention_heads == 0:
+            return False
+        head = self.size.query_width // self.size.attention_heads
+        fits = has_room(self.size.attention_heads, max(1, self.size.key_value_width // head), head)
+        return not (self.has_native_kernels and fits and not self.size.bends_scores)
 
     @property
     def _takes_kernels(self) -> bool:

@@ -18,8 +18,9 @@ from tunesmith.train.planner import Planner
 from tunesmith.train.rehearsal import Rehearsal
 from tunesmith.train.settings import numbers
 
-#: Share of the measured matrix rate that the loop reaches (measured on rows of 50 to 400 tokens).
-_EFFICIENCY = 0.55
+#: Share of the measured matrix rate that the loop reaches, with the kernels in C and without (measured on rows of 50 to
+#: 400 tokens).
+_EFFICIENCY_WITH_KERNELS, _EFFICIENCY_WITHOUT = 0.68, 0.55
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ def make_plan(spec: TuneSpec, size: ModelSize, data: TrainingData, device: torch
         Passes(spec.limits.tokens_per_microbatch), memory_limit_bytes(spec.limits.memory_bytes, device)
     )
     memory = planner.memory(passes)
+    efficiency = _EFFICIENCY_WITH_KERNELS if costs.has_native_kernels else _EFFICIENCY_WITHOUT
     return Plan(
         base=spec.base,
         method=spec.method.kind,
@@ -107,7 +109,7 @@ def make_plan(spec: TuneSpec, size: ModelSize, data: TrainingData, device: torch
         recomputed_layers=passes.recomputed_layers,
         memory_bytes=memory.total,
         memory_parts=asdict(memory),
-        seconds=planner.seconds(passes, _EFFICIENCY * _matrix_rate(size, costs.dtype, device)),
+        seconds=planner.seconds(passes, efficiency * _matrix_rate(size, costs.dtype, device)),
     )
 
 
