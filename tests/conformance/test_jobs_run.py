@@ -296,7 +296,7 @@ def test_item_28_nine_examples(client, create):
     assert error.message == "Training file has 9 example(s), but must have at least 10 examples"
 
 
-def test_item_29_and_b08_to_b10_each_rule_of_the_files(client, create):
+def test_item_29_and_b08_b09_b10_each_rule_of_the_files(client, create):
     jobs = {}
     for name, (example, code, words) in EXAMPLES.items():
         file = upload(client, [*GOOD[:3], example, *GOOD[3:]])

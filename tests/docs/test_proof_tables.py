@@ -46,6 +46,8 @@ def test_names_say_what_is_proved():
     assert proved_by("test_item_69_70_every_refusal") == ["69", "70"]
     assert proved_by("test_B11_A05_A06_A21_names_are_cleaned") == ["B11", "A05", "A06", "A21"]
     assert proved_by("test_f01_a_killed_worker") == ["F01"]
+    assert proved_by("test_item_34_and_21_and_b20_suffixes") == ["34", "21", "B20"]
+    assert proved_by("test_l08_64_streams") == ["L08"]
     assert proved_by("test_first_twenty_problems_are_listed") == proved_by("test_links") == []
 
 
