@@ -78,7 +78,7 @@ class JobBench:
         return self.queue.submit(NewJob(**{**values, **changes}))
 
     def start_worker(self, **settings: Any) -> subprocess.Popen[bytes]:
-        """Start a worker; `settings` are those of `WorkerSettings`."""
+        """Start a worker; `settings` are those of `one_worker.py`."""
         program = str(Path(__file__).with_name("one_worker.py"))
         log = (self.home.root / f"worker-{len(self.workers)}.log").open("wb")
         worker = subprocess.Popen(
