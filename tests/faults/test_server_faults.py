@@ -180,7 +180,10 @@ def test_f11_a_database_that_drops_connections_and_restarts_loses_and_doubles_no
         while not has_ended.wait(0.05):
             postgresql_cluster.terminate_backends()
 
-    with running_server(tmp_path / "server", home.root) as server, client_of(server, max_retries=8, http_client=noting) as client:
+    with (
+        running_server(tmp_path / "server", home.root) as server,
+        client_of(server, max_retries=8, http_client=noting) as client,
+    ):
         dropping = threading.Thread(target=drop)
         dropping.start()
         try:
