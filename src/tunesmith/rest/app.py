@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -35,6 +35,7 @@ from tunesmith.rest.keyring import Keyring
 from tunesmith.rest.metrics import Metrics
 from tunesmith.rest.operation import Readiness, RecordAsker
 from tunesmith.rest.platform import Platform
+from tunesmith.rest.queries import refuse_unknown_query
 from tunesmith.rest.schema import ERROR_RESPONSES, DescribedApp
 from tunesmith.rest.traffic import Traffic, watch_lag
 from tunesmith.serve.pool import ModelPool
@@ -64,6 +65,7 @@ def create_app(pool: ModelPool, spec: ServeSpec, platform: Platform | None = Non
         version=__version__,
         lifespan=lifespan,
         responses=ERROR_RESPONSES,
+        dependencies=[Depends(refuse_unknown_query)],
         # The pages would load scripts from elsewhere; the schema alone is at /openapi.json.
         docs_url=None,
         redoc_url=None,
