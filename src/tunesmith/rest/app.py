@@ -31,6 +31,7 @@ from tunesmith.rest.errors import WireFault, tell_error, tell_http_error, tell_i
 from tunesmith.rest.guard import Guard
 from tunesmith.rest.housekeeping import keep_house
 from tunesmith.rest.idempotency import IdempotencyKeys
+from tunesmith.rest.job_stream import EventWatch
 from tunesmith.rest.keyring import Keyring
 from tunesmith.rest.metrics import Metrics
 from tunesmith.rest.operation import Readiness, RecordAsker
@@ -79,6 +80,7 @@ def create_app(pool: ModelPool, spec: ServeSpec, platform: Platform | None = Non
     app.state.pool = pool
     app.state.platform = platform
     app.state.traffic = traffic
+    app.state.event_watch = None if platform is None else EventWatch(platform.database, traffic)
     app.state.readiness = None if platform is None else Readiness(platform.database, platform.store)
     app.include_router(operation.router)
     app.state.spec = spec
