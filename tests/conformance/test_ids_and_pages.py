@@ -28,6 +28,7 @@ from tunesmith.record.ids import new_id
 from tunesmith.record.job_events import NewEvent, add_checkpoint, add_events
 from tunesmith.record.responses import Responses
 from tunesmith.record.store import Store
+from tunesmith.record.webhooks import Webhooks
 
 pytestmark = pytest.mark.parametrize("platform_server", ["sqlite"], indirect=True)
 
@@ -102,6 +103,10 @@ class World:
         Completions(self.database).add(new)
         return completion_id
 
+    def add_webhook(self) -> str:
+        name = f"webhook {next(self.numbers)}"
+        return Webhooks(self.database).add(DEFAULT_PROJECT, name, "https://hooks.example/x", ()).id
+
     def add_response(self, items: int) -> str:
         said = [{"id": new_id("msg_"), "type": "message", "role": "user", "content": []} for _ in range(items)]
         response = {"id": new_id("resp_"), "created_at": NOW, "output": []}
@@ -135,6 +140,7 @@ LISTS = {
     "/v1/fine_tuning/jobs/{job_id}/events": List(World.add_event, tables.events),
     "/v1/fine_tuning/jobs/{job_id}/checkpoints": List(World.add_checkpoint, tables.job_checkpoints),
     "/v1/fine_tuning/checkpoints/{model}/permissions": List(World.add_permission, tables.permissions),
+    "/v1/webhook_endpoints": List(World.add_webhook, tables.webhooks),
     "/v1/chat/completions": List(World.add_completion, tables.completions),
     "/v1/chat/completions/{completion_id}/messages": List(None, begin=World.add_completion),
     "/v1/responses/{response_id}/input_items": List(None, begin=World.add_response),
@@ -318,6 +324,7 @@ def test_a22_filters_are_literal(world):
     assert stored in [one["id"] for one in world.get("/v1/chat/completions", order="desc").json()["data"]]
 
 
+ENDED = "fine_tuning.job.succeeded"
 CHAT = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "hello"}]}
 WHOLE = {
     "/v1/chat/completions": CHAT,
@@ -329,6 +336,10 @@ WHOLE = {
     "/v1/fine_tuning/jobs": {"model": "smollm2-135m", "training_file": "file-x"},
     "/v1/fine_tuning/checkpoints/{model}/permissions": {"project_ids": [DEFAULT_PROJECT]},
     "/v1/chat/completions/{completion_id}": {"metadata": {}},
+    "/v1/webhook_endpoints": {"name": "x", "url": "https://x.example/", "event_types": [ENDED]},
+    "/v1/webhook_endpoints/{webhook_endpoint_id}": {"name": "y"},
+    "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret": {},
+    "/v1/webhook_endpoints/{webhook_endpoint_id}/test": {"event_type": ENDED},
 }
 
 
@@ -341,7 +352,12 @@ def is_unknown(reply, param):
 
 def in_world(world, path):
     """A path of the schema with ids of things that are there, as far as there are any."""
-    known = {"job_id": world.job, "model": SHARED, "completion_id": world.add_completion()}
+    known = {
+        "job_id": world.job,
+        "model": SHARED,
+        "completion_id": world.add_completion(),
+        "webhook_endpoint_id": world.add_webhook(),
+    }
     parts = path.replace("{", "}").split("}")
     return "".join(known.get(part, "x") if number % 2 else part for number, part in enumerate(parts))
 

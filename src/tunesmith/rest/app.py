@@ -26,6 +26,7 @@ from tunesmith.rest import (
     responses,
     stored,
     uploads,
+    webhook_endpoints,
 )
 from tunesmith.rest.errors import WireFault, tell_error, tell_http_error, tell_invalid
 from tunesmith.rest.guard import Guard
@@ -87,7 +88,17 @@ def create_app(pool: ModelPool, spec: ServeSpec, platform: Platform | None = Non
     for answering in (models, chat_route, completions, embeddings):
         app.include_router(answering.router)
     if platform is not None:
-        for part in (files, uploads, jobs, checkpoints, permissions, model_deletion, stored, responses):
+        for part in (
+            files,
+            uploads,
+            jobs,
+            checkpoints,
+            permissions,
+            model_deletion,
+            stored,
+            responses,
+            webhook_endpoints,
+        ):
             app.include_router(part.router)
 
     return app
