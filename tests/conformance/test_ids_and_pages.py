@@ -368,7 +368,8 @@ def test_item_74_unknown_fields_are_refused_everywhere(world):
     assert {path for path, kinds in bodies.items() if "application/json" in kinds} == WHOLE.keys()
     for path, body in WHOLE.items():
         is_unknown(httpx.post(world.url + in_world(world, path), json={**body, "colour": "red"}), "colour")
-    for path, name in (("/v1/files", "file"), ("/v1/uploads/x/parts", "data")):
+    begun = httpx.post(f"{world.url}/v1/uploads", json=WHOLE["/v1/uploads"]).json()["id"]
+    for path, name in (("/v1/files", "file"), (f"/v1/uploads/{begun}/parts", "data")):
         form = {"purpose": "user_data", "colour": "red"} if name == "file" else {"colour": "red"}
         is_unknown(httpx.post(world.url + path, files={name: ("x", b"x")}, data=form), "colour")
     for path, methods in paths.items():
