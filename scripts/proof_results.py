@@ -4,7 +4,8 @@
     python scripts/proof_results.py REPORT.xml      keep the results of `pytest --junitxml REPORT.xml`
     python scripts/proof_results.py --long ...      the report is of `make soak`, whose tests take long
 
-A test says by its name what it proves: `test_item_07_...`, `test_item_69_70_...`, `test_f01_...`, `test_b11_a05_...`.
+A test says by its name what it proves: `test_item_07_...`, `test_item_69_70_...`, `test_f01_...`, `test_b11_a05_...`,
+`test_item_19_and_b16_...`.
 Only such tests are kept, each with what its newest run said; tests that are gone are forgotten.
 """
 
@@ -26,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "proof" / "results.json"
 NODE_LOCK = ROOT / "tests" / "conformance" / "node" / "package-lock.json"
 
-_NAME = re.compile(r"test_(?:item_(?P<items>\d\d(?:_\d\d)*)|(?P<rows>[fabl]\d\d(?:_[fabl]\d\d)*))(?:_|$)", re.I)
+_NUMBER = re.compile(r"\d\d")
+_ROW = re.compile(r"[FABL]\d\d")
 
 #: Results of one run: for each test, how many of its cases passed, failed or were skipped, and when.
 Tests = dict[str, dict[str, Any]]
@@ -34,10 +36,16 @@ Tests = dict[str, dict[str, Any]]
 
 def proved_by(name: str) -> list[str]:
     """Return what a test proves by its name: `07` is an item, `F01` a row of the catalogue."""
-    found = _NAME.match(name)
-    if found is None:
-        return []
-    return (found["items"] or found["rows"]).upper().split("_")
+    found: list[str] = []
+    is_item = False
+    for word in name.removeprefix("test_").upper().split("_"):
+        if word in ("ITEM", "AND"):
+            is_item = is_item or word == "ITEM"
+        elif _ROW.fullmatch(word) or (is_item and _NUMBER.fullmatch(word)):
+            found.append(word)
+        else:
+            break
+    return found
 
 
 def read_report(path: Path, day: str) -> Tests:

@@ -19,9 +19,10 @@ from tunesmith.record.access import DEFAULT_PROJECT, ORGANIZATION
 from tunesmith.record.blobs import name_blob
 from tunesmith.record.database import Database
 from tunesmith.record.home import Home
-from tunesmith.record.job_events import JobEvent, events_after
+from tunesmith.record.job_events import JobEvent, list_events
 from tunesmith.record.job_leases import leases
 from tunesmith.record.jobs import Job, NewJob, get_job
+from tunesmith.record.pages import Page
 from tunesmith.record.store import Store
 from tunesmith.record.tables import projects
 from tunesmith.runs.process_identity import ProcessIdentity
@@ -78,7 +79,7 @@ class JobBench:
         return self.queue.submit(NewJob(**{**values, **changes}))
 
     def start_worker(self, **settings: Any) -> subprocess.Popen[bytes]:
-        """Start a worker; `settings` are those of `WorkerSettings`."""
+        """Start a worker; `settings` are those of `one_worker.py`."""
         program = str(Path(__file__).with_name("one_worker.py"))
         log = (self.home.root / f"worker-{len(self.workers)}.log").open("wb")
         worker = subprocess.Popen(
@@ -98,7 +99,7 @@ class JobBench:
 
     def events(self, job_id: str) -> list[JobEvent]:
         with self.database.read() as connection:
-            return events_after(connection, job_id, 0, limit=10_000)
+            return list(list_events(connection, job_id, Page(10_000, is_descending=False)).items)
 
     def messages(self, job_id: str) -> list[str]:
         return [event.message for event in self.events(job_id)]

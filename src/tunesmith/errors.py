@@ -145,10 +145,16 @@ _MISSING = (
     "There is no such folder to write to.",
     "Create the folder, or choose another place.",
 )
+_TOO_MANY_OPEN = (
+    "busy",
+    "No more files can be opened at the moment.",
+    "Try again in a moment; if it stays so, raise the limit of open files (ulimit -n).",
+)
 _MENDABLE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _DISK_FULL),
     **dict.fromkeys((errno.EPERM, errno.EACCES, errno.EROFS), _REFUSED),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), _MISSING),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _TOO_MANY_OPEN),
 }
 
 
@@ -157,7 +163,8 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write `path` into a `StorageError`.
 
     Raises:
-        StorageError: the disk is full (`code="disk_full"`), the folder can't be written or isn't there.
+        StorageError: the disk is full (`code="disk_full"`), the folder can't be written or isn't there, or too many
+            files are open (`busy`).
     """
     try:
         yield

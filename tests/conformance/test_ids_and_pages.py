@@ -1,4 +1,4 @@
-"""What stands in queries and paths, on every route that takes it: limits and cursors (B19), ids (B21).
+"""What stands in queries and paths, on every route that takes it: limits and cursors (B19), ids (B21); unknown fields.
 
 On SQLite alone: what a cursor finds is tested on both databases in tests/record/test_pages.py.
 """
@@ -28,6 +28,7 @@ from tunesmith.record.ids import new_id
 from tunesmith.record.job_events import NewEvent, add_checkpoint, add_events
 from tunesmith.record.responses import Responses
 from tunesmith.record.store import Store
+from tunesmith.record.webhooks import Webhooks
 
 pytestmark = pytest.mark.parametrize("platform_server", ["sqlite"], indirect=True)
 
@@ -102,6 +103,10 @@ class World:
         Completions(self.database).add(new)
         return completion_id
 
+    def add_webhook(self) -> str:
+        name = f"webhook {next(self.numbers)}"
+        return Webhooks(self.database).add(DEFAULT_PROJECT, name, "https://hooks.example/x", ()).id
+
     def add_response(self, items: int) -> str:
         said = [{"id": new_id("msg_"), "type": "message", "role": "user", "content": []} for _ in range(items)]
         response = {"id": new_id("resp_"), "created_at": NOW, "output": []}
@@ -135,6 +140,7 @@ LISTS = {
     "/v1/fine_tuning/jobs/{job_id}/events": List(World.add_event, tables.events),
     "/v1/fine_tuning/jobs/{job_id}/checkpoints": List(World.add_checkpoint, tables.job_checkpoints),
     "/v1/fine_tuning/checkpoints/{model}/permissions": List(World.add_permission, tables.permissions),
+    "/v1/webhook_endpoints": List(World.add_webhook, tables.webhooks),
     "/v1/chat/completions": List(World.add_completion, tables.completions),
     "/v1/chat/completions/{completion_id}/messages": List(None, begin=World.add_completion),
     "/v1/responses/{response_id}/input_items": List(None, begin=World.add_response),
@@ -298,3 +304,81 @@ def test_b21_odd_ids_are_not_found(world, kind):
             assert error.keys() == {"message", "type", "param", "code"} and len(error["message"]) < 1_000
             assert "passwd" not in error["message"] or "etc" in ODD[kind]
     assert ask(world, "GET", "/healthz")[0].status == 200
+
+
+def test_a22_filters_are_literal(world):
+    """What would be a condition or a pattern in SQL is a text like any other."""
+    asked = {"model": "smollm2-135m", "training_file": world.add_file(), "metadata": {"a'b": "' OR '1'='1"}}
+    job = httpx.post(f"{world.url}/v1/fine_tuning/jobs", json=asked, timeout=60).json()["id"]
+    stored = world.add_completion()
+    for query in ("' OR '1'='1", "%", "_", "'; DROP TABLE jobs; --", "*"):
+        assert world.get("/v1/files", purpose=query).json()["data"] == []
+        assert world.get("/v1/chat/completions", model=query).json()["data"] == []
+        assert world.get("/v1/chat/completions", **{"metadata[a]": query}).json()["data"] == []
+        for pair in ({"metadata[a]": query}, {f"metadata[{query}]": "x"}):
+            assert world.get("/v1/fine_tuning/jobs", **pair).json()["data"] == []
+        permissions = f"/v1/fine_tuning/checkpoints/{SHARED}/permissions"
+        assert world.get(permissions, project_id=query).json()["data"] == []
+    found = world.get("/v1/fine_tuning/jobs", **{"metadata[a'b]": "' OR '1'='1"}).json()["data"]
+    assert [one["id"] for one in found] == [job]
+    assert stored in [one["id"] for one in world.get("/v1/chat/completions", order="desc").json()["data"]]
+
+
+ENDED = "fine_tuning.job.succeeded"
+CHAT = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "hello"}]}
+WHOLE = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"model": "smollm2-135m", "prompt": "hello"},
+    "/v1/embeddings": {"model": "all-minilm-l6-v2", "input": "hello"},
+    "/v1/responses": {"model": "smollm2-135m", "input": "hello"},
+    "/v1/uploads": {"bytes": 1, "filename": "x", "mime_type": "text/plain", "purpose": "user_data"},
+    "/v1/uploads/{upload_id}/complete": {"part_ids": ["part_x"]},
+    "/v1/fine_tuning/jobs": {"model": "smollm2-135m", "training_file": "file-x"},
+    "/v1/fine_tuning/checkpoints/{model}/permissions": {"project_ids": [DEFAULT_PROJECT]},
+    "/v1/chat/completions/{completion_id}": {"metadata": {}},
+    "/v1/webhook_endpoints": {"name": "x", "url": "https://x.example/", "event_types": [ENDED]},
+    "/v1/webhook_endpoints/{webhook_endpoint_id}": {"name": "y"},
+    "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret": {},
+    "/v1/webhook_endpoints/{webhook_endpoint_id}/test": {"event_type": ENDED},
+}
+
+
+def is_unknown(reply, param):
+    assert reply.status_code == 400, reply.text
+    error = reply.json()["error"]
+    assert (error["code"], error["param"]) == ("unknown_parameter", param)
+    assert error["message"] == f"Unknown parameter: '{param}'." and reply.headers["x-should-retry"] == "false"
+
+
+def in_world(world, path):
+    """A path of the schema with ids of things that are there, as far as there are any."""
+    known = {
+        "job_id": world.job,
+        "model": SHARED,
+        "completion_id": world.add_completion(),
+        "webhook_endpoint_id": world.add_webhook(),
+    }
+    parts = path.replace("{", "}").split("}")
+    return "".join(known.get(part, "x") if number % 2 else part for number, part in enumerate(parts))
+
+
+def test_item_74_unknown_fields_are_refused_everywhere(world):
+    paths = world.get("/openapi.json").json()["paths"]
+    bodies = {path: one["post"]["requestBody"]["content"] for path, one in paths.items() if "requestBody" in str(one)}
+    assert {path for path, kinds in bodies.items() if "application/json" in kinds} == WHOLE.keys()
+    for path, body in WHOLE.items():
+        is_unknown(httpx.post(world.url + in_world(world, path), json={**body, "colour": "red"}), "colour")
+    begun = httpx.post(f"{world.url}/v1/uploads", json=WHOLE["/v1/uploads"]).json()["id"]
+    for path, name in (("/v1/files", "file"), (f"/v1/uploads/{begun}/parts", "data")):
+        form = {"purpose": "user_data", "colour": "red"} if name == "file" else {"colour": "red"}
+        is_unknown(httpx.post(world.url + path, files={name: ("x", b"x")}, data=form), "colour")
+    for path, methods in paths.items():
+        if not path.startswith("/v1/"):
+            continue
+        for method in methods:
+            reply = httpx.request(method, world.url + in_world(world, path), params={"colour": "red"})
+            is_unknown(reply, "colour")
+    is_unknown(world.get("/v1/files", purpos="evals"), "purpos")
+    is_unknown(world.get("/v1/files", **{"metadata[a]": "b"}), "metadata[a]")
+    assert world.get("/v1/fine_tuning/jobs", **{"metadata[a]": "b"}).json()["data"] == []
+    assert world.get("/healthz", probe=1).status_code == 200

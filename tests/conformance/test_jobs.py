@@ -304,8 +304,9 @@ def test_settings_of_its_own(create):
         "data": {"test_fraction": 0.1},
     }
     job = create(extra_body={"tunesmith": own})
-    assert job.tunesmith == {"base": MODEL, "settings": own}
-    assert create().tunesmith == {"base": MODEL, "settings": {}}
+    assert job.tunesmith == {"base": MODEL, "priority": 0, "settings": own}
+    assert create().tunesmith == {"base": MODEL, "priority": 0, "settings": {}}
+    assert create(extra_body={"tunesmith": {"priority": 7}}).tunesmith["priority"] == 7
     for wrong, param in (
         ({"adapter": {"rank": 0}}, "adapter.rank"),
         ({"adapter": {"rank": True}}, "adapter.rank"),
@@ -314,6 +315,8 @@ def test_settings_of_its_own(create):
         ({"optimisation": {"learning_rate": math.pi}}, "optimisation.learning_rate"),
         ({"method": {"kind": "pretrain"}}, "method.kind"),
         ({"revision": "main"}, "revision"),
+        ({"priority": 101}, "priority"),
+        ({"priority": True}, "priority"),
         ([], None),
     ):
         error = refused(create, extra_body={"tunesmith": wrong})

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -246,6 +247,26 @@ def test_f11_a_server_that_stays_away_is_told(postgresql, postgresql_cluster, mo
         postgresql_cluster.start()
     database.retry(lambda connection: add(connection, "x"))
     assert len(stored(database, "x")) == 1
+
+
+@pytest.mark.parametrize("how", ["read", "write"])
+def test_f11_who_comes_while_it_is_away_waits_for_it(postgresql, postgresql_cluster, how):
+    """Without asking again: a read, or a write outside `retry`, begins once the database is back."""
+    database, _ = postgresql
+    database.close()
+
+    def count():
+        with getattr(database, how)() as connection:
+            return connection.scalar(select(func.count()).select_from(projects))
+
+    with ThreadPoolExecutor(1) as threads:
+        postgresql_cluster.stop()
+        try:
+            waiting = threads.submit(count)
+            time.sleep(1)
+        finally:
+            postgresql_cluster.start()
+        assert waiting.result() == 0
 
 
 @pytest.mark.parametrize("is_stored", [True, False])

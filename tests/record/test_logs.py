@@ -72,7 +72,7 @@ def test_the_words_of_foreign_errors_are_left_out(form):
     assert "the disk" in line(form, "x", error=OSError(5, "the disk"))
 
 
-def test_a_22_nothing_breaks_a_line():
+def test_a22_nothing_breaks_a_line():
     told = line("text", "%s", 'a\r\nERROR forged: "x"\x1b[31m\u2028')
     assert len(told.splitlines()) == 1 and "\x1b" not in told and "\\n" in told
     assert len(line("json", "%s", "a\n\u2028b").splitlines()) == 1

@@ -67,7 +67,7 @@ def test_every_route_needs_the_key(pool):
 
 
 @pytest.mark.parametrize("number", [0, 3])
-def test_a_fault_while_answering_is_told_and_the_next_request_answered(pool, number):
+def test_item_63_a_fault_while_answering_is_told_and_the_next_request_answered(pool, number):
     async def ask_all():
         async with connected(create_app(pool, ServeSpec())) as (_, client):
             ask = client.chat.completions.create

@@ -9,8 +9,9 @@ import openai
 import pytest
 
 from tunesmith.errors import RequestError
+from tunesmith.record.webhook_endpoints import Webhook
 from tunesmith.record.webhook_urls import addresses_of, check_webhook_url, is_public
-from tunesmith.record.webhooks import Delivery, Webhook
+from tunesmith.record.webhooks import Delivery
 from tunesmith.rest.webhook_sending import check_address, event_body, send, signed_headers
 from webhook_receiver import receiving
 

@@ -1,6 +1,5 @@
-"""Jobs in the record: states, claims, leases, events, followers; no process and no model."""
+"""Jobs in the record: states, claims, leases, events; no process and no model."""
 
-import threading
 import time
 
 import pytest
@@ -184,30 +183,3 @@ def test_f24_order_and_leases_do_not_depend_on_the_clock(bench, monkeypatch):
     assert [taken(bench).id for _ in range(3)] == [job.id for job in made]
     # No clock says that a lease is over; only a whole lease without a beat does.
     assert not hasattr(job_leases.Lease, "until")
-
-
-def test_l07_followers_see_each_event_once_and_in_order(bench):
-    job = queued(bench)
-    taken(bench)
-    seen = [[] for _ in range(20)]
-
-    def follow(number):
-        # Every follower leaves once and comes back.
-        for event in bench.queue.follow(job.id):
-            seen[number].append(event.seq)
-            if len(seen[number]) == 20:
-                break
-        seen[number] += [event.seq for event in bench.queue.follow(job.id, after=seen[number][-1])]
-
-    followers = [threading.Thread(target=follow, args=(number,)) for number in range(len(seen))]
-    for one in followers:
-        one.start()
-    for step in range(1, 51):
-        with bench.database.write() as connection:
-            add_events(connection, job.id, [NewEvent(str(step), step=step)])
-    bench.queue.cancel(job.id)
-    for one in followers:
-        one.join(timeout=60)
-    wanted = [event.seq for event in bench.events(job.id)]
-    assert len(wanted) == 53
-    assert all(one == wanted for one in seen)

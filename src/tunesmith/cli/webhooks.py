@@ -15,7 +15,8 @@ from tunesmith.errors import GateError, RequestError
 from tunesmith.record.home import Home
 
 if TYPE_CHECKING:
-    from tunesmith.record.webhooks import Webhook, Webhooks
+    from tunesmith.record.webhook_endpoints import Webhook
+    from tunesmith.record.webhooks import Webhooks
 
 app = typer.Typer(help="Add, list, remove and test the endpoints that are told when a fine-tuning job ends.")
 

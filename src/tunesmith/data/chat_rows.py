@@ -251,6 +251,13 @@ def check_order(messages: tuple[Message, ...], path: str, check: RowCheck) -> No
 
     Says nothing when a message was already refused, because the order then can't be judged.
     """
+    check_calls(messages, path, check)
+    if not check.problems:
+        check_learnable(messages, path, check)
+
+
+def check_calls(messages: tuple[Message, ...], path: str, check: RowCheck) -> None:
+    """Note the first tool reply without a call, or call without a reply; nothing when a message was already refused."""
     if check.problems:
         return
     waiting: list[str] = []
@@ -273,7 +280,6 @@ def check_order(messages: tuple[Message, ...], path: str, check: RowCheck) -> No
             )  # fmt: skip
             return
         waiting.extend(call.id for call in message.tool_calls)
-    check_learnable(messages, path, check)
 
 
 def check_learnable(messages: tuple[Message, ...], path: str, check: RowCheck) -> None:

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 
 from tunesmith.errors import ModelError, storage_errors
 from tunesmith.models.folder import check_folder
+from tunesmith.models.hub_check import cache_folder, check_downloaded, unchecked_mark
 from tunesmith.models.quiet import quiet_libraries
 
 #: `org/name`, or `org/name@revision` with a branch, tag or commit.
@@ -27,6 +28,8 @@ HUB_ID = re.compile(r"^(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revi
 
 _WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 _TIMEOUT_SECONDS = 5.0
+#: Some of these are errors of the operating system as well.
+_FROM_THE_HUB = (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,11 @@ def _cached(repository: str, revision: str | None) -> Snapshot | None:
     except (LocalEntryNotFoundError, ModelError):
         # An incomplete one is completed, or refused for good, after a download.
         return None
-    return Snapshot(folder, folder.name)
+    return None if unchecked_mark(repository, folder.name).exists() else Snapshot(folder, folder.name)
 
 
 def _download(repository: str, revision: str | None) -> Snapshot:
-    """Ask for the model's commit, then download that.
+    """Ask for the model's commit, then download that; what is there already isn't downloaded again.
 
     Raises:
         ModelError: see `hub_snapshot`.
@@ -92,9 +95,7 @@ def _download(repository: str, revision: str | None) -> Snapshot:
                 code="pickled_weights",
             )
         with quiet_libraries(), storage_errors(Path(HF_HUB_CACHE)):
-            folder = snapshot_download(
-                repository, revision=info.sha, allow_patterns=list(_WANTED), etag_timeout=_TIMEOUT_SECONDS
-            )
+            folder = _download_whole(repository, revision, str(info.sha))
     except GatedRepoError as error:
         raise ModelError(
             "This model is gated: its owner asks you to accept a licence first.",
@@ -109,9 +110,37 @@ def _download(repository: str, revision: str | None) -> Snapshot:
             fix="Check the spelling at https://huggingface.co/models; for a private model run `hf auth login`.",
             code="model_not_found",
         ) from error
-    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+    except _FROM_THE_HUB as error:
         raise _unreachable(repository, "the Hub can't be reached") from error
-    return Snapshot(Path(folder), Path(folder).name)
+    return Snapshot(folder, folder.name)
+
+
+def _download_whole(repository: str, revision: str | None, commit: str) -> Path:
+    """Download a commit and look whether it came whole; only then is it found in the cache.
+
+    Raises:
+        ModelError: a file isn't what the Hub has (`damaged_download`), or its end is missing (`hub_unreachable`).
+    """
+    mark = unchecked_mark(repository, commit)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    try:
+        folder = Path(
+            snapshot_download(repository, revision=commit, allow_patterns=list(_WANTED), etag_timeout=_TIMEOUT_SECONDS)
+        )
+    except OSError as error:
+        # What the library says of a file that is too short has no number.
+        if error.errno is not None or isinstance(error, _FROM_THE_HUB):
+            raise
+        raise _unreachable(repository, "its download was cut off") from error
+    check_downloaded(folder)
+    # By this, the name finds the commit without a network.
+    named = cache_folder(repository) / "refs" / (revision or "main")
+    if commit != revision:
+        named.parent.mkdir(parents=True, exist_ok=True)
+        named.write_text(commit, encoding="ascii")
+    mark.unlink()
+    return folder
 
 
 def _unreachable(repository: str, why: str) -> ModelError:

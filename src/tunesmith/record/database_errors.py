@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,7 +118,12 @@ def _of_sqlite(error: sqlite3.Error) -> tuple[str, str, str] | None:
     if "no such table" in str(error):
         return _NO_TABLES
     number = getattr(error, "sqlite_errorcode", None)
-    return None if number is None else _SQLITE.get(number & 0xFF)
+    if number is None:
+        return None
+    number &= 0xFF
+    if number in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and not _can_open_files():
+        return _BUSY
+    return _SQLITE.get(number)
 
 
 def _of_postgresql(error: exc.StatementError) -> tuple[str, str, str] | None:
@@ -130,6 +136,15 @@ def _of_postgresql(error: exc.StatementError) -> tuple[str, str, str] | None:
     is_gone = isinstance(error, exc.DBAPIError) and error.connection_invalidated
     # A connection that never came about has no state.
     return _UNAVAILABLE if is_gone or (isinstance(error, exc.OperationalError) and state is None) else None
+
+
+def _can_open_files() -> bool:
+    """Whether this process may have one more file open. SQLite doesn't say why it couldn't."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _error(known: tuple[str, str, str]) -> StorageError:

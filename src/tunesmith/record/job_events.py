@@ -98,12 +98,6 @@ def list_events(connection: Connection, job_id: str, page: Page) -> Listed[JobEv
     return Listed(tuple(_event_of(row._mapping) for row in found.items), found.has_more)
 
 
-def events_after(connection: Connection, job_id: str, seq: int, *, limit: int) -> list[JobEvent]:
-    """Return events of a job that were told later than that `seq`, the oldest first."""
-    query = select(events).where(events.c.job_id == job_id, events.c.seq > seq).order_by(events.c.seq).limit(limit)
-    return [_event_of(row) for row in connection.execute(query).mappings()]
-
-
 def newest_event_seq(connection: Connection) -> int:
     """Return the place of the newest event of all jobs; it grows with each event."""
     return int(connection.scalar(select(func.max(events.c.seq))) or 0)

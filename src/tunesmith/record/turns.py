@@ -9,6 +9,8 @@ import time
 from collections import deque
 from pathlib import Path
 
+from tunesmith.errors import storage_errors
+
 # Windows has no such locks; there, SQLite's own lock decides alone, and isn't quite fair.
 if sys.platform != "win32":
     import fcntl
@@ -94,11 +96,16 @@ class ProcessTurn:
         self._descriptor: int | None = None
 
     def acquire(self, deadline: float) -> bool:
-        """Wait for the turn until `time.monotonic()` is `deadline`, and return whether it came."""
+        """Wait for the turn until `time.monotonic()` is `deadline`, and return whether it came.
+
+        Raises:
+            StorageError: the file can't be opened.
+        """
         if sys.platform == "win32":
             return True
         if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with storage_errors(self._path.parent):
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         poll_seconds = _POLL_SECONDS
         while True:
             try:

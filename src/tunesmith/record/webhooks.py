@@ -7,9 +7,7 @@ again. So an event may arrive twice, under the same id, and is never lost.
 
 from __future__ import annotations
 
-import base64
 import random
-import secrets
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,14 @@ from tunesmith.errors import RequestError
 from tunesmith.record.database import Database
 from tunesmith.record.ids import new_id
 from tunesmith.record.tables import deliveries, webhooks
+from tunesmith.record.webhook_endpoints import (
+    Webhook,
+    check_name_is_free,
+    check_webhook_name,
+    new_secret,
+    webhook_here,
+    webhook_of,
+)
 from tunesmith.record.webhook_urls import check_webhook_url
 
 #: What is told of a job, by the state in which it ends.
@@ -41,25 +47,8 @@ _JITTER = 0.1
 #: No wait is this long; one that is was written by a clock that has jumped back since.
 _LONGEST_WAIT_SECONDS = 2 * 24 * 3600
 _KEPT_SECONDS = 30 * 24 * 3600
-_SECRET_PREFIX, _SECRET_BYTES = "whsec_", 32
-_LONGEST_NAME = 100
 
 State = Literal["pending", "delivered", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Webhook:
-    """An endpoint; `secret` signs what it gets, `allows_private` lets it be on a network that isn't public."""
-
-    id: str
-    created_at: int
-    project_id: str
-    name: str
-    url: str
-    secret: str
-    event_types: tuple[str, ...]
-    allows_private: bool
-    disabled_at: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +100,22 @@ class Webhooks:
         self._database = database
 
     def add(
-        self, project_id: str, name: str, url: str, event_types: Sequence[str], *, allows_private: bool = False
+        self,
+        project_id: str,
+        name: str,
+        url: str,
+        event_types: Sequence[str],
+        *,
+        allows_private: bool = False,
+        id: str | None = None,
     ) -> Webhook:
-        """Add an endpoint.
+        """Add an endpoint; with an id that the project has already, return that one.
 
         Raises:
             RequestError: the name is empty, too long or taken, the URL can't be called, or there is no such event.
             StorageError: see `Database.write`.
         """
-        if not name.strip() or len(name) > _LONGEST_NAME:
-            raise RequestError(
-                f"A webhook's name has 1 to {_LONGEST_NAME} characters.", code="invalid_name", param="name"
-            )
+        check_webhook_name(name)
         check_webhook_url(url, allows_private=allows_private)
         for one in event_types:
             if one not in EVENT_TYPES:
@@ -132,22 +125,22 @@ class Webhooks:
                     code="unknown_event",
                     param="event",
                 )
-        key = base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
         new: dict[str, Any] = {
-            "id": new_id("we_"),
+            "id": id or new_id("we_"),
             "created_at": int(time.time()),
             "project_id": project_id,
             "name": name,
             "url": url,
-            "secret": _SECRET_PREFIX + key,
+            "secret": new_secret(),
             "event_types": list(dict.fromkeys(event_types)) or list(EVENT_TYPES),
             "allows_private": int(allows_private),
             "disabled_at": None,
         }
 
         def insert(connection: Connection) -> None:
-            if _find(connection, name) is not None:
-                raise RequestError(f"There is a webhook '{name}' already.", code="webhook_exists", param="name")
+            if webhook_here(connection, project_id, new["id"]) is not None:
+                return
+            check_name_is_free(connection, project_id, name)
             connection.execute(webhooks.insert().values(new))
 
         self._database.retry(insert)
@@ -160,25 +153,33 @@ class Webhooks:
             StorageError: see `Database.read`.
         """
         with self._database.read() as connection:
-            return [_webhook(row) for row in connection.execute(select(webhooks).order_by(webhooks.c.seq))]
+            return [webhook_of(row) for row in connection.execute(select(webhooks).order_by(webhooks.c.seq))]
 
     def find(self, name: str) -> Webhook:
         """Return the endpoint of an id or a name.
 
         Raises:
-            RequestError: there is none (`no_such_webhook`).
+            RequestError: there is none (`no_such_webhook`), or several projects have one (`ambiguous_name`).
             StorageError: see `Database.read`.
         """
+        wanted = select(webhooks).where(or_(webhooks.c.id == name, webhooks.c.name == name))
         with self._database.read() as connection:
-            found = _find(connection, name)
-        if found is None:
+            found = [webhook_of(row) for row in connection.execute(wanted)]
+        if len(found) > 1:
+            raise RequestError(
+                f"Several projects have a webhook '{name[:100]}'.",
+                fix=f"Give its id, one of {', '.join(one.id for one in found)}.",
+                code="ambiguous_name",
+                param="name",
+            )
+        if not found:
             raise RequestError(
                 f"There is no webhook '{name[:100]}'.",
                 fix="List them: tunesmith webhooks list.",
                 code="no_such_webhook",
                 param="name",
             )
-        return found
+        return found[0]
 
     def remove(self, name: str) -> Webhook:
         """Remove an endpoint, and what was still to be sent to it.
@@ -253,7 +254,7 @@ class Webhooks:
             found = [_delivery(row) for row in connection.execute(taken)]
             owners = {one.webhook_id for one in found}
             rows = connection.execute(select(webhooks).where(webhooks.c.id.in_(owners)))
-            by_id = {row.id: _webhook(row) for row in rows}
+            by_id = {row.id: webhook_of(row) for row in rows}
             return [(one, by_id[one.webhook_id]) for one in found]
 
         return self._database.retry(take)
@@ -314,25 +315,6 @@ def _new(now: int, webhook_id: str, event_id: str, event_type: str, subject_id: 
         "attempts": 0,
         "next_attempt_at": now,
     }
-
-
-def _find(connection: Connection, name: str) -> Webhook | None:
-    row = connection.execute(select(webhooks).where(or_(webhooks.c.id == name, webhooks.c.name == name))).first()
-    return None if row is None else _webhook(row)
-
-
-def _webhook(row: Row[Any]) -> Webhook:
-    return Webhook(
-        row.id,
-        row.created_at,
-        row.project_id,
-        row.name,
-        row.url,
-        row.secret,
-        tuple(row.event_types),
-        bool(row.allows_private),
-        row.disabled_at,
-    )
 
 
 def _delivery(row: Row[Any]) -> Delivery:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -26,15 +26,18 @@ from tunesmith.rest import (
     responses,
     stored,
     uploads,
+    webhook_endpoints,
 )
 from tunesmith.rest.errors import WireFault, tell_error, tell_http_error, tell_invalid
 from tunesmith.rest.guard import Guard
 from tunesmith.rest.housekeeping import keep_house
 from tunesmith.rest.idempotency import IdempotencyKeys
+from tunesmith.rest.job_stream import EventWatch
 from tunesmith.rest.keyring import Keyring
 from tunesmith.rest.metrics import Metrics
 from tunesmith.rest.operation import Readiness, RecordAsker
 from tunesmith.rest.platform import Platform
+from tunesmith.rest.queries import refuse_unknown_query
 from tunesmith.rest.schema import ERROR_RESPONSES, DescribedApp
 from tunesmith.rest.traffic import Traffic, watch_lag
 from tunesmith.serve.pool import ModelPool
@@ -64,6 +67,7 @@ def create_app(pool: ModelPool, spec: ServeSpec, platform: Platform | None = Non
         version=__version__,
         lifespan=lifespan,
         responses=ERROR_RESPONSES,
+        dependencies=[Depends(refuse_unknown_query)],
         # The pages would load scripts from elsewhere; the schema alone is at /openapi.json.
         docs_url=None,
         redoc_url=None,
@@ -77,13 +81,24 @@ def create_app(pool: ModelPool, spec: ServeSpec, platform: Platform | None = Non
     app.state.pool = pool
     app.state.platform = platform
     app.state.traffic = traffic
+    app.state.event_watch = None if platform is None else EventWatch(platform.database, traffic)
     app.state.readiness = None if platform is None else Readiness(platform.database, platform.store)
     app.include_router(operation.router)
     app.state.spec = spec
     for answering in (models, chat_route, completions, embeddings):
         app.include_router(answering.router)
     if platform is not None:
-        for part in (files, uploads, jobs, checkpoints, permissions, model_deletion, stored, responses):
+        for part in (
+            files,
+            uploads,
+            jobs,
+            checkpoints,
+            permissions,
+            model_deletion,
+            stored,
+            responses,
+            webhook_endpoints,
+        ):
             app.include_router(part.router)
 
     return app

@@ -4,35 +4,65 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from http import HTTPStatus
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from tunesmith.rest.descriptors import NO_ROOM
 from tunesmith.rest.errors import WireError
 
 #: How long the line and the headers of a request may take, from the first byte on or from the connection's beginning.
 HEADER_SECONDS = 20.0
+#: How long one of too many connections is kept, to hear what is asked and to be heard.
+_SURPLUS_SECONDS = 1.0
+#: So many of too many are kept at a time; further ones are closed at once.
+_MOST_SURPLUS = 4
 #: Where each byte may cost (a chunk of a body may be one byte long), as much is read at once as takes about so long.
 _PIECE_BYTES = range(512, 65_537)
 _PIECE_SECONDS = 0.005
 
+_log = logging.getLogger(__name__)
+
 
 class Connection(H11Protocol):
-    """One connection. Without this, a caller who sends a byte now and then would keep it for ever."""
+    """One connection. Without this, a caller who sends a byte now and then would keep it for ever.
+
+    Args:
+        most: how many connections there may be; whoever comes beyond that is told so and let go.
+        given: what uvicorn gives a protocol.
+    """
 
     _patience: asyncio.TimerHandle | None = None
     _is_reading = False
+    _is_surplus = False
+    _is_refused = False
+
+    def __init__(self, *, most: int, **given: Any) -> None:
+        super().__init__(**given)
+        self._most = most
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request."""
         self._unread = bytearray()
         self._piece_bytes = 4096
         super().connection_made(transport)  # type: ignore[arg-type]  # it is one for reading and writing
-        self._watch()
+        surplus = len(self.connections) - self._most
+        if surplus > _MOST_SURPLUS:
+            self.transport.abort()
+        elif surplus > 0:
+            self._is_surplus = True
+            self._patience = self.loop.call_later(_SURPLUS_SECONDS, self.transport.abort)
+        else:
+            self._watch()
 
     def data_received(self, data: bytes) -> None:
         """Take in what came."""
+        if self._is_surplus:
+            self._turn_away()
+            return
         self._unread += data
         if not self._is_reading:
             self._read_on()
@@ -98,8 +128,21 @@ class Connection(H11Protocol):
         else:
             self.transport.close()  # nothing was asked
 
+    def _turn_away(self) -> None:
+        """Answer one of too many. What else it sends is heard and forgotten, lest the answer is lost on its way."""
+        if self._is_refused:
+            return
+        self._is_refused = True
+        _log.warning("one of too many connections was refused: there are %d", len(self.connections))
+        self._say(NO_ROOM)
+        self.transport.write_eof()
+
     def _refuse(self, error: WireError) -> None:
         """Answer with an error and end the connection."""
+        self._say(error)
+        self.transport.close()
+
+    def _say(self, error: WireError) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(error.body).encode()
             headers = {
@@ -116,4 +159,3 @@ class Connection(H11Protocol):
             )
             for event in events:
                 self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()

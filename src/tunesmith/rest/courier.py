@@ -8,7 +8,8 @@ import time
 
 from tunesmith.errors import StorageError
 from tunesmith.record.database import Database
-from tunesmith.record.webhooks import Delivery, Webhook, Webhooks
+from tunesmith.record.webhook_endpoints import Webhook
+from tunesmith.record.webhooks import Delivery, Webhooks
 from tunesmith.rest.webhook_sending import send
 
 _LOOK_SECONDS = 1.0

@@ -18,6 +18,7 @@ from tunesmith.record.audit import AuditEntry
 from tunesmith.record.ids import new_id
 from tunesmith.record.logs import request_id as logged_request_id
 from tunesmith.rest.caller import Caller
+from tunesmith.rest.descriptors import NO_ROOM, is_out_of_descriptors
 from tunesmith.rest.errors import INTERNAL, WireError, WireFault, wire_error
 from tunesmith.rest.keyring import NOBODY, Keyring, KnownKey
 from tunesmith.rest.ledger import Ledger
@@ -139,7 +140,11 @@ class Guard:
             if visit.status is not None:
                 raise
             await wire_error(error).response()(scope, receive, send)
-        except Exception:
+        except Exception as error:
+            if visit.status is None and is_out_of_descriptors(error):
+                _log.warning("no descriptors are left for %s", _route_of(scope))
+                await NO_ROOM.response()(scope, receive, send)
+                return
             _log.exception("unexpected fault at %s", _route_of(scope))
             if visit.status is not None:
                 raise

@@ -49,7 +49,7 @@ async def _keep(platform: Platform) -> None:
         for what, job in jobs.items():
             try:
                 count = await in_thread(platform.file_threads, job)
-            except StorageError as error:
+            except (StorageError, OSError) as error:
                 # The next round tries again; until then expired rows are hidden all the same.
                 _log.warning("housekeeping has to wait: %s", error)
             else:

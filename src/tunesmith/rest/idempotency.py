@@ -26,7 +26,7 @@ from tunesmith.rest.caller import Caller
 from tunesmith.rest.errors import WireError, wire_error
 
 #: Routes below these create what lasts. Elsewhere the header means nothing: answers of models aren't kept.
-_PATHS = ("/v1/files", "/v1/uploads", "/v1/fine_tuning", "/v1/webhooks", "/v1/evals")
+_PATHS = ("/v1/files", "/v1/uploads", "/v1/fine_tuning", "/v1/webhook_endpoints", "/v1/evals")
 _MOST_CHARACTERS = 255
 #: How long a request waits for the one before it.
 _PATIENCE_SECONDS = 60.0

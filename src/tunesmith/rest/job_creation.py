@@ -101,6 +101,7 @@ def _create(platform: Platform, project_id: str, request: JobRequest, model: Ser
             suffix=body.suffix,
             integrations=request.integrations,
             metadata=request.metadata,
+            priority=request.settings.priority,
         )
         return submit_job(connection, new)
 

@@ -5,25 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
-from tunesmith.errors import RunError
+from tunesmith.errors import RequestError, RunError
 from tunesmith.record.database import Database
 from tunesmith.record.job_events import JobEvent, list_events
 from tunesmith.record.jobs import Job, JobFilter, JobStateError, list_jobs
 from tunesmith.record.pages import Listed, Page
 from tunesmith.rest.bodies import read_body
 from tunesmith.rest.caller import Caller
+from tunesmith.rest.chat_schema import STREAM_RESPONSE
 from tunesmith.rest.errors import WireError, WireFault
 from tunesmith.rest.files import FromCaller, FromPlatform
 from tunesmith.rest.job_creation import create_job
 from tunesmith.rest.job_request import CreateJob, check_request
+from tunesmith.rest.job_stream import JobEventStream
 from tunesmith.rest.jobs_lookup import check_job_id, find_job, job_not_found
 from tunesmith.rest.jobs_wire import WireJob, WireJobEvent, wire_event, wire_job
 from tunesmith.rest.metadata import METADATA_PARAMETER, metadata_filter
 from tunesmith.rest.paging import After, Limit, WireList, list_of, page_of
 from tunesmith.rest.schema import json_body
+
+Stream = Annotated[
+    bool,
+    Query(description="Whether to follow the job: its events as server-sent events, the oldest first, to its end."),
+]
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 
@@ -71,14 +79,33 @@ async def resume_fine_tuning_job(job_id: str, platform: FromPlatform, caller: Fr
     return await _changed(platform.queue.resume, job_id, caller)
 
 
-@router.get("/{job_id}/events")
+@router.get("/{job_id}/events", response_model=WireList[WireJobEvent], responses=STREAM_RESPONSE)
 async def list_fine_tuning_events(
-    job_id: str, http: Request, platform: FromPlatform, limit: Limit = 20, after: After = None
-) -> WireList[WireJobEvent]:
-    """List what happened to a job, the newest first."""
+    job_id: str, http: Request, platform: FromPlatform, limit: Limit = 20, after: After = None, stream: Stream = False
+) -> WireList[WireJobEvent] | JobEventStream:
+    """List what happened to a job, the newest first; or follow it, from the first or from behind `after` on."""
     job = await find_job(http, job_id)
+    if stream:
+        return await _follow(http, platform.database, job.id, after)
     found = await asyncio.to_thread(_events, platform.database, job.id, page_of(limit, after, "desc"))
     return list_of([wire_event(event) for event in found.items], has_more=found.has_more)
+
+
+async def _follow(http: Request, database: Database, job_id: str, after: str | None) -> JobEventStream:
+    """Return a job's events as a stream.
+
+    Raises:
+        RequestError: there is no event `after`, or what is for lists was asked for.
+    """
+    if "limit" in http.query_params:
+        raise RequestError(
+            "'limit' is for lists; a stream has no end but the job's.", code="invalid_value", param="limit"
+        )
+    # Who reconnects as browsers do says in a header what was seen.
+    after = after or http.headers.get("last-event-id")
+    if after is not None:
+        await asyncio.to_thread(_events, database, job_id, Page(1, after))
+    return JobEventStream(database, http.app.state.event_watch, job_id, after)
 
 
 async def _changed(change: Callable[..., Job], job_id: str, caller: Caller) -> WireJob:

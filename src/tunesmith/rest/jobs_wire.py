@@ -25,9 +25,10 @@ class WireJobError(BaseModel):
 
 
 class WireJobSettings(BaseModel):
-    """What this server adds: the base that the model's name means here, and the job's own settings."""
+    """What this server adds: the base that the model's name means here, the job's place in line, its own settings."""
 
     base: str
+    priority: int
     settings: dict[str, Any]
 
 
@@ -91,7 +92,7 @@ def wire_job(job: Job, organization_id: str) -> WireJob:
         integrations=[_with_run_id(one, job.id) for one in job.integrations or ()],
         metadata=job.metadata,
         user_provided_suffix=job.suffix,
-        tunesmith=WireJobSettings(base=base_name(job.base), settings=job.spec),
+        tunesmith=WireJobSettings(base=base_name(job.base), priority=job.priority, settings=job.spec),
     )
 
 

@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
@@ -18,6 +20,7 @@ from tunesmith.errors import SpecError
 from tunesmith.record.home import Home
 from tunesmith.rest.app import create_app
 from tunesmith.rest.connection import Connection
+from tunesmith.rest.descriptors import most_connections
 from tunesmith.rest.platform import open_platform
 from tunesmith.rest.traffic import Traffic
 from tunesmith.runs.worker_process import worker_processes
@@ -68,7 +71,8 @@ def run_server(spec: ServeSpec, home: Home, *, on_ready: Callable[[str], None] |
         config = uvicorn.Config(
             app,
             loop="asyncio",
-            http=Connection,
+            # uvicorn calls what it is given here for each connection, class or not.
+            http=cast("type[Connection]", partial(Connection, most=most_connections())),
             ws="none",
             lifespan="on",
             log_config=None,

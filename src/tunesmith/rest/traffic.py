@@ -25,6 +25,15 @@ _ALWAYS_ANSWERED = _OFTEN_ASKED
 _RETRY_SECONDS = 5
 _LAG_SECONDS = 0.25
 
+#: What new requests hear while the server is being stopped.
+STOPPING = WireError(
+    503,
+    "The server is being stopped. Try again later.",
+    "stopping",
+    can_retry=True,
+    headers={"retry-after": str(_RETRY_SECONDS), "connection": "close"},
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -86,13 +95,7 @@ class Traffic:
         """Return why a new request isn't answered any more, None as long as the server isn't being stopped."""
         if not self.is_stopping or path in _ALWAYS_ANSWERED:
             return None
-        return WireError(
-            503,
-            "The server is being stopped. Try again later.",
-            "stopping",
-            can_retry=True,
-            headers={"retry-after": str(_RETRY_SECONDS), "connection": "close"},
-        )
+        return STOPPING
 
 
 @asynccontextmanager

@@ -18,8 +18,9 @@ import orjson
 from tunesmith import __version__
 from tunesmith.errors import RequestError
 from tunesmith.record.ids import new_id
+from tunesmith.record.webhook_endpoints import Webhook
 from tunesmith.record.webhook_urls import Place, addresses_of, check_webhook_url
-from tunesmith.record.webhooks import Delivery, Outcome, Webhook
+from tunesmith.record.webhooks import Delivery, Outcome
 
 #: From the look-up of the name to the status of the answer.
 TIMEOUT_SECONDS = 10.0
@@ -46,10 +47,10 @@ def send(webhook: Webhook, delivery: Delivery, *, timeout_seconds: float = TIMEO
     return Outcome(status, None if 200 <= status < 300 else f"The endpoint answered with status {status}.")
 
 
-def sample(webhook: Webhook) -> Delivery:
-    """Return an event that tells of no job, to try an endpoint with."""
-    now = int(time.time())
-    return Delivery(new_id("whd_"), now, webhook.id, new_id("evt_"), webhook.event_types[0], "ftjob-test", 1)
+def sample(webhook: Webhook, event_type: str | None = None) -> Delivery:
+    """Return an event that tells of no job, to try an endpoint with; the first type that it wants, unless said."""
+    now, kind = int(time.time()), event_type or webhook.event_types[0]
+    return Delivery(new_id("whd_"), now, webhook.id, new_id("evt_"), kind, "ftjob-test", 1)
 
 
 def check_address(url: str, *, allows_private: bool) -> None:

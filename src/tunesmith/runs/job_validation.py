@@ -15,6 +15,8 @@ from tunesmith.errors import DataError
 from tunesmith.runs.job_examples import EXTRA_KEY, Fault, Form, Looked, form_of, look_at
 
 FEWEST_EXAMPLES = 10
+#: What a job by a grader takes at most: each of its examples is answered and scored many times.
+_MOST_GRADED = {"training_file": 50_000, "validation_file": 1_000}
 #: OpenAI's rule for `n_epochs`: about three, more for small files, fewer for large ones.
 _EPOCHS, _FEWEST_SEEN, _MOST_SEEN, _MOST_EPOCHS = 3, 100, 25_000, 25
 _BATCH_SHARE, _LARGEST_BATCH = 0.002, 256
@@ -65,7 +67,7 @@ def check_file(file: JobFile, method: str) -> CheckedFile:
             place = f"Example {count} (line {row.place.line})"
             form = form_of(row.values)
             forms.setdefault(form, place)
-            looked = look_at(row) if form in _FORMS[method] else Looked([])
+            looked = look_at(row, method) if form in _FORMS[method] else Looked([])
         else:
             place = f"Example {count} (line {row.place.line or count})"
             looked = Looked([Fault(f" cannot be parsed. Error: {row.reason}")])
@@ -78,6 +80,8 @@ def check_file(file: JobFile, method: str) -> CheckedFile:
         raise _refused(file, problems)
     if file.param == "training_file" and count < FEWEST_EXAMPLES:
         raise _too_few(count)
+    if method == "reinforcement" and count > _MOST_GRADED[file.param]:
+        raise _too_many(count, file.param)
     notes = []
     if without_question:
         notes.append(f"{without_question:,} example(s) in {file.id} have no system or user message")
@@ -169,6 +173,16 @@ def _too_few(count: int, param: str = "training_file") -> DataError:
     return DataError(
         f"{kind} file has {count} example(s), but must have at least {fewest} examples",
         fix="Add examples.",
+        code="invalid_n_examples",
+        param=param,
+    )
+
+
+def _too_many(count: int, param: str) -> DataError:
+    kind = "Training" if param == "training_file" else "Validation"
+    return DataError(
+        f"{kind} file has {count} example(s), but must have at most {_MOST_GRADED[param]} examples",
+        fix="Choose some of the examples.",
         code="invalid_n_examples",
         param=param,
     )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 from tunesmith.record.database import Database
@@ -60,7 +60,7 @@ class WorkerProcess:
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None, log_format: LogFormat = "text") -> None:
-        reading, self._writing = os.pipe()
+        reading, writing = os.pipe()
         variables = {**(os.environ if environment is None else environment), _WITH_PARENT: str(reading)}
         try:
             self._process = subprocess.Popen(
@@ -71,8 +71,12 @@ class WorkerProcess:
                 # Ctrl-C in the terminal is for the server, which then stops its workers in order.
                 start_new_session=True,
             )
+        except BaseException:
+            os.close(writing)
+            raise
         finally:
             os.close(reading)
+        self._writing: int | None = writing
 
     @property
     def is_running(self) -> bool:
@@ -91,8 +95,9 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        with suppress(OSError):
+        if self._writing is not None:
             os.close(self._writing)
+            self._writing = None
 
 
 @contextmanager
@@ -114,7 +119,10 @@ def worker_processes(count: int, log_format: LogFormat = "text") -> Iterator[Cal
                 if not one.is_running and not has_ended.is_set():
                     _log.warning("a worker has ended; another one starts")
                     one.wait()
-                    running[number] = WorkerProcess(log_format=log_format)
+                    try:
+                        running[number] = WorkerProcess(log_format=log_format)
+                    except OSError as error:
+                        _log.warning("no worker can be started now: %s", error)
 
     keeper = threading.Thread(target=replace, name="workers", daemon=True)
     keeper.start()

@@ -65,6 +65,12 @@ class JobSettings(Spec):
         description="The commit of the base's repository that is wanted, or its beginning. A server that has another "
         "refuses the job.",
     )
+    priority: int = Field(
+        0,
+        ge=-100,
+        le=100,
+        description="Of the jobs that wait, those with a higher number go first; those with the same go in order.",
+    )
     data: JobData = Field(default_factory=JobData, description="How the job's files are read, checked and split.")
     method: SftSpec = Field(default_factory=SftSpec, description="How to learn.")
     adapter: AdapterSpec = Field(default_factory=LoraSpec, description="What is trained.")
@@ -73,5 +79,5 @@ class JobSettings(Spec):
     limits: JobLimits = Field(default_factory=JobLimits, description="Bounds on tokens and arithmetic.")
 
     def asked(self) -> dict[str, Any]:
-        """Return what was set, by group, without what the server checks alone."""
-        return self.model_dump(mode="json", exclude_unset=True, exclude={"revision"})
+        """Return what was set, by group, without what is the server's alone."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude={"revision", "priority"})
