@@ -152,8 +152,14 @@ def damaged_versions(home: Home) -> list[ModelError]:
     return found
 
 
-def find_version(name: str, home: Home) -> ModelVersion:
+def find_version(name: str, home: Home, *, short_names_of_jobs: bool = True) -> ModelVersion:
     """Return a model by its id, its `ft:` name, its label (the latest of them), or the unambiguous start of any.
+
+    Args:
+        name: any of these.
+        home: where models are kept.
+        short_names_of_jobs: whether models that jobs made have other names than their whole ones. On a server the jobs
+            of other projects do too, whose labels would stand before those that a caller means.
 
     Raises:
         ModelError: no model, or more than one, is called so; the message lists what there is.
@@ -161,7 +167,7 @@ def find_version(name: str, home: Home) -> ModelVersion:
     named = _find_by_whole_name(name, home)
     if named is not None:
         return named
-    versions = list_versions(home)
+    versions = [v for v in list_versions(home) if short_names_of_jobs or v.made.organization is None]
     for version in versions:
         if name in (version.id, version.name, version.folder.name):
             return version
