@@ -53,9 +53,9 @@ def test_a_jobs_model_goes_by_its_whole_name_and_takes_no_others_short_one(tiny_
     catalogue = Catalogue(home)
     by_hand = register_tuned(base, home, label="support")
     of_job = register_tuned(base, home, label="support", seed=1, run="ftjob-1", organization="local")
-    assert catalogue.find("support").name == catalogue.find("supp").name == by_hand.name
+    assert catalogue.find("support").name == catalogue.find(by_hand.id).name == by_hand.name
     assert catalogue.find(of_job.name).name == of_job.name
-    for name in (of_job.id, of_job.folder.name, of_job.name[:-1]):
+    for name in (of_job.id, of_job.folder.name, of_job.name[:-1], "supp", "ft:"):
         with pytest.raises(ModelError) as refused:
             catalogue.find(name)
         assert refused.value.code == "model_not_found"

@@ -158,8 +158,8 @@ def find_version(name: str, home: Home, *, short_names_of_jobs: bool = True) -> 
     Args:
         name: any of these.
         home: where models are kept.
-        short_names_of_jobs: whether models that jobs made have other names than their whole ones. On a server the jobs
-            of other projects do too, whose labels would stand before those that a caller means.
+        short_names_of_jobs: whether models that jobs made have other names than their whole ones, and beginnings of
+            names count. On a server they don't: labels of other projects' jobs would stand before what a caller means.
 
     Raises:
         ModelError: no model, or more than one, is called so; the message lists what there is.
@@ -174,7 +174,11 @@ def find_version(name: str, home: Home, *, short_names_of_jobs: bool = True) -> 
     for version in versions:
         if name == version.label:
             return version
-    begun = [v for v in versions if name and any(n.startswith(name) for n in (v.id, v.name, v.folder.name))]
+    begun = [
+        v
+        for v in versions
+        if name and short_names_of_jobs and any(n.startswith(name) for n in (v.id, v.name, v.folder.name))
+    ]
     if len(begun) == 1:
         return begun[0]
     for error in damaged_versions(home):

@@ -111,7 +111,7 @@ class Catalogue:
         return next((one for one in self.encoders() if one.name == name), None)
 
     def find(self, name: str) -> ServedModel:
-        """Return a model by its name or an alias; what was tuned by hand also by its id, label, or the start of any.
+        """Return a model by its name or an alias; what was tuned by hand also by its id or label.
 
         Raises:
             ModelError: it isn't on offer (`code="model_not_found"`), or several are called so.
