@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -25,7 +26,7 @@ from tunesmith.data.prompts import as_conversation
 from tunesmith.learn.step import TreeModel
 from tunesmith.learn.tree import build_tree
 from tunesmith.models.adapters.lora import add_lora
-from tunesmith.models.load import load_base
+from tunesmith.models.load import DtypeName, load_base
 from tunesmith.models.resolve import resolve_base
 from tunesmith.record.home import Home
 from tunesmith.specs.tune import LoraSpec
@@ -46,7 +47,7 @@ around a layer's result. PyTorch's operations round that result, then add the ad
 loses most of it; the kernels add both before they round."""
 
 
-def losses(home: Home, dtype: str) -> list[float]:
+def losses(home: Home, dtype: DtypeName) -> list[float]:
     """Take the steps; return their losses, in nats a learnt token."""
     loaded = load_base(resolve_base("smollm2-135m", home), dtype)
     renderer = ChatRenderer(loaded.tokenizer)
@@ -96,7 +97,7 @@ def _apart(home: Home, dtype: str, native: str) -> list[float]:
 def main() -> None:
     """Measure and write the section; with two arguments (a home, a number format), one way of it, as JSON."""
     if sys.argv[1:]:
-        print(json.dumps(losses(Home(Path(sys.argv[1])), sys.argv[2])))
+        print(json.dumps(losses(Home(Path(sys.argv[1])), cast(DtypeName, sys.argv[2]))))
         return
     with tempfile.TemporaryDirectory() as scratch:
         home = Home(Path(scratch) / "home")

@@ -51,6 +51,8 @@ def test_only_the_owner_deletes(model_server):
     # What was tuned by hand is everybody's to use, and the default project's to delete.
     assert model_server.by_hand.name in names(theirs) and ask(theirs, model_server.by_hand.name)
     assert refused(theirs.models.delete, model_server.by_hand.name).status_code == 403
+    for name in (model_server.by_hand.id, model_server.by_hand.label):
+        assert refused(mine.models.delete, name).status_code == 404 and ask(mine, name)
     for name in ("tiny", ALIAS):
         error = refused(mine.models.delete, name)
         assert (error.status_code, error.code) == (403, "insufficient_permissions")

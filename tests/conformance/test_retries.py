@@ -21,6 +21,7 @@ from tunesmith.record.home import Home
 ROW = {"messages": [{"role": "user", "content": "Name a bird"}, {"role": "assistant", "content": "Wren"}]}
 TEN_LINES = (json.dumps(ROW) + "\n").encode() * 10
 PER_MINUTE = 300
+MAX_FILE_BYTES = 1 << 20
 MILLISECONDS_EACH = 60_000 / PER_MINUTE
 
 
@@ -41,7 +42,7 @@ def server(tmp_path_factory, tiny_folder):
     database.close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNESMITH_DATABASE_URL", url)
-        with running_server(folder / "log", home.root, dtype="float32") as running:
+        with running_server(folder / "log", home.root, dtype="float32", max_file_bytes=MAX_FILE_BYTES) as running:
             yield f"{running.url}/v1", hasty, plain, broken.name
 
 
@@ -91,3 +92,14 @@ def test_item_75_an_upload_whose_answer_was_lost_makes_one_file(server):
     assert made.headers["idempotent-replayed"] == "true"
     files = openai.OpenAI(base_url=url, api_key=plain).files.list()
     assert [one.id for one in files if one.filename == "lost.jsonl"] == [made.parse().id]
+
+
+def test_a_repetition_is_read_only_as_far_as_a_file_may_go(server):
+    url, _, plain, _ = server
+    headers = {"authorization": f"Bearer {plain}", "idempotency-key": "large"}
+    form = {"data": {"purpose": "user_data"}, "files": {"file": ("a.bin", b"a")}}
+    assert httpx.post(f"{url}/files", headers=headers, **form).status_code == 200
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    more = (b"x" * 65_536 for _ in range(6 * MAX_FILE_BYTES // 65_536))
+    reply = httpx.post(f"{url}/files", headers=headers | kind, content=more, timeout=60)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "file_too_large")

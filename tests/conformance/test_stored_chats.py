@@ -54,6 +54,9 @@ def test_item_64_a_stored_chat_is_listed_read_changed_and_deleted(client):
     label = {"test": "one", "empty": ""}
     asked = ask(client, metadata=label, user="me", seed=5, top_p=0.5, tools=TOOLS, tool_choice="none")
     other = ask(client, metadata={"test": "two"})
+    bare = ask(client)
+    unlabelled = client.chat.completions.list(extra_query={"metadata": "null"}).data
+    assert bare.id in [one.id for one in unlabelled] and not any(one.metadata for one in unlabelled)
     ask(client, store=False, metadata=label)
     (listed,) = client.chat.completions.list(metadata={"test": "one"}, model="tiny").data
     kept = client.chat.completions.retrieve(asked.id)

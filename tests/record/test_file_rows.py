@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tunesmith.errors import RequestError, StorageError
 from tunesmith.record.access import Access
+from tunesmith.record.blob_places import FolderPlace
 from tunesmith.record.blobs import free_blobs, sweep_store
+from tunesmith.record.database import Database
 from tunesmith.record.files import Files, NewFile
 from tunesmith.record.pages import Page
 from tunesmith.record.store import Store
@@ -195,3 +198,34 @@ def test_what_no_row_names_is_swept_once_it_is_old(files, store, database, tmp_p
     assert [store.exists(one.sha256) for one in (kept, stray, young)] == [True, False, True]
     free_blobs(database, store, [kept.sha256])
     assert store.exists(kept.sha256)
+
+
+@pytest.mark.parametrize("way", ["freed", "swept"])
+def test_deletion_of_much_content_keeps_nobody_from_writing(way, database_url, tmp_path, monkeypatch):
+    database = Database(database_url, busy_seconds=1.5)
+    database.migrate()
+    store = Store(tmp_path / "store")
+    digests = [store.add(str(number).encode()).sha256 for number in range(8)]
+    for path in (tmp_path / "store").glob("??/*"):
+        os.utime(path, (0, 0))
+    remove = FolderPlace.delete
+
+    def slowly(place, sha256):
+        time.sleep(0.4)
+        remove(place, sha256)
+
+    monkeypatch.setattr(FolderPlace, "delete", slowly)
+    with ThreadPoolExecutor(1) as threads:
+        freeing = (
+            threads.submit(free_blobs, database, store, digests)
+            if way == "freed"
+            else threads.submit(sweep_store, database, store)
+        )
+        access = Access(database)
+        while not freeing.done():
+            access.ensure_default_project()
+            access.create_key("one more", "proj_default")
+            time.sleep(0.05)
+    freeing.result()
+    assert not any(store.exists(sha256) for sha256 in digests)
+    database.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tunesmith.record import responses
 from tunesmith.record.access import Access
+from tunesmith.record.database import Database
 from tunesmith.record.ids import new_id
 from tunesmith.record.responses import KEPT_SECONDS, Responses
 
@@ -73,3 +75,18 @@ def test_old_responses_are_gone_and_then_deleted(database, projects):
     assert later.conversation(mine, young) == [young]
     assert later.delete_expired() == 1 and later.delete_expired() == 0
     assert kept(database).get(mine, old.id) is None and kept(database).get(mine, young.id) == young
+
+
+def test_many_old_responses_go_in_small_blocks(database, projects, monkeypatch):
+    for number in range(8):
+        kept(database).add(projects[0], said(str(number)), answered("old"), None)
+    deleted, retry = [], Database.retry
+
+    def noted(self, function):
+        deleted.append(retry(self, function))
+        return deleted[-1]
+
+    monkeypatch.setattr(responses, "_BATCH", 3)
+    monkeypatch.setattr(Database, "retry", noted)
+    assert kept(database, NOW + KEPT_SECONDS).delete_expired() == 8
+    assert deleted == [3, 3, 2, 0]

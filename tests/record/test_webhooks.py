@@ -178,7 +178,9 @@ def test_old_deliveries_are_forgotten_and_pending_ones_never(database, record):
         "ftp://example.com/", "file:///etc/passwd", "https://", "https:///x", "https://user:pass@example.com/",
         "https://user@example.com/", "https://example.com\\@evil/", "https://example.com/ x", "https://example.com/#x",
         "https://example.com:0/", "https://example.com:99999/", "https://exa mple.com/", "https://example.com/\nx",
-        "https://éxample.com/", "https://[::1/", "example.com", "https://example.com/" + "x" * 2000, "",
+        "https://éxample.com/", "https://[::1/", "https://a..example.com/",
+        "https://.example.com/", "https://example.com../", "https://" + "x" * 64 + ".example.com/", "example.com",
+        "https://example.com/" + "x" * 2000, "",
         "http://example.com/",
     ],
 )  # fmt: skip

@@ -147,3 +147,11 @@ def test_a_wrong_field_is_named(field, value, param, code, words):
 def test_what_is_left_out_has_openais_defaults():
     _, sampling = understand(b'{"model": "m", "messages": [{"role": "user", "content": ""}], "temperature": null}')
     assert (sampling.temperature, sampling.top_p, sampling.n, sampling.max_completion_tokens) == (1, 1, 1, 1024)
+
+
+def test_bounds_are_told_in_full():
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    for more, shown in (({"seed": 2**63}, f"< {2**63},"), ({"temperature": 2.5}, "<= 2,"), ({"min_p": -0.5}, ">= 0,")):
+        with pytest.raises(RequestError) as refused:
+            read_chat_request(json.dumps(body | more).encode())
+        assert shown in refused.value.message

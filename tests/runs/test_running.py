@@ -7,6 +7,9 @@ import time
 
 import pytest
 
+from job_workers import JobBench
+from tunesmith.record.database import Database
+from tunesmith.record.jobs import move_job
 from tunesmith.runs.process_identity import steady_seconds
 from tunesmith.runs.running import Running, Watch
 from tunesmith.runs.worker import Worker, WorkerSettings
@@ -54,6 +57,28 @@ def test_a_worker_that_cannot_beat_any_more_ends(home, database, monkeypatch, ca
     at_work.start()
     at_work.join(timeout=30)
     assert not at_work.is_alive() and "no sign of life" in caplog.text
+
+
+def test_a_device_is_free_again_when_its_attempt_could_not_be_started(home, database_url, tmp_path):
+    bench = JobBench(home, database_url, tmp_path)
+    job = bench.submit()
+    with bench.database.write() as connection:
+        move_job(connection, job, "queued", "queued")
+    in_the_way = home.jobs / job.id
+    in_the_way.touch()  # where the folder of its logs should be
+    settings = WorkerSettings(look_seconds=0.05, devices=("cpu",), attempt=(sys.executable, "-c", "pass"))
+    worker = Worker(home, lambda: Database(database_url), settings)
+    at_work = threading.Thread(target=worker.run)
+    at_work.start()
+    try:
+        bench.wait(lambda: bench.job(job.id).attempts, "nobody took the job", 30)
+        in_the_way.unlink()
+        bench.wait(lambda: list(in_the_way.glob("attempt-*.log")), "no other attempt was started", 30)
+    finally:
+        worker.stop()
+        at_work.join(timeout=60)
+        bench.close()
+    assert not at_work.is_alive()
 
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from serving_models import prompt, random_adapter, register_tuned
+from tunesmith.data.examples import Message
 from tunesmith.errors import ModelError, RequestError
 from tunesmith.generate.request import ScoreRequest
 from tunesmith.models.load import load_base
@@ -68,6 +71,22 @@ def test_prompts_that_are_too_long_are_refused(tiny_folder, home):
         with pytest.raises(RequestError) as refused:
             opened.request(prompt(text), SHORT)
         assert refused.value.code == "context_length_exceeded" and refused.value.param == "messages"
+
+
+@pytest.mark.parametrize("what", ["tools", "messages"])
+def test_a_prompt_whose_text_cannot_fit_is_refused_before_it_is_cut_into_tokens(what, tiny_folder, home):
+    opened = open_model(str(tiny_folder("qwen3")), home)
+    hello = prompt("Hello?")
+    if what == "tools":
+        tool = {"type": "function", "function": {"name": "book", "description": "word " * 100_000}}
+        asked = replace(hello, tools=(tool,))
+    else:
+        asked = replace(hello, messages=(Message("user", ""),) * 20_000)
+    with pytest.raises(RequestError) as refused:
+        opened.request(asked, SHORT)
+    assert refused.value.code == "context_length_exceeded" and refused.value.param == "messages"
+    # It would say how many tokens if they had been counted.
+    assert "characters" in refused.value.message
 
 
 def test_messages_that_the_template_refuses_are_the_callers_fault(tiny_folder, home):

@@ -48,6 +48,19 @@ def test_what_jobs_make_is_on_offer_beside_named_models(tiny_folder, home):
         catalogue.find(by_hand.name)
 
 
+def test_a_jobs_model_goes_by_its_whole_name_and_takes_no_others_short_one(tiny_folder, home):
+    base = tiny_folder("smollm2")
+    catalogue = Catalogue(home)
+    by_hand = register_tuned(base, home, label="support")
+    of_job = register_tuned(base, home, label="support", seed=1, run="ftjob-1", organization="local")
+    assert catalogue.find("support").name == catalogue.find(by_hand.id).name == by_hand.name
+    assert catalogue.find(of_job.name).name == of_job.name
+    for name in (of_job.id, of_job.folder.name, of_job.name[:-1], "supp", "ft:"):
+        with pytest.raises(ModelError) as refused:
+            catalogue.find(name)
+        assert refused.value.code == "model_not_found"
+
+
 @pytest.mark.parametrize("alias", ["", "name", "name=", "=model", "two words=model", "a=b"])
 def test_aliases_are_pairs_of_a_name_and_a_model(alias):
     if alias == "a=b":

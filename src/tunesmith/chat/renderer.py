@@ -26,6 +26,7 @@ from tunesmith.chat.template import PLAIN_TEMPLATE
 from tunesmith.chat.token_bytes import TokenBytes
 from tunesmith.chat.writing import BREAK, Script, Writing
 from tunesmith.data.examples import Conversation, Message
+from tunesmith.errors import DataError
 
 #: Names under which chat models know the end of a turn or of a text.
 _END_NAMES = (
@@ -86,15 +87,27 @@ class ChatRenderer:
             ends.add(self.tokenizer.eos_token_id)
         return frozenset(ends)
 
-    def for_generation(self, conversation: Conversation) -> tuple[int, ...]:
+    def for_generation(self, conversation: Conversation, *, most_characters: int | None = None) -> tuple[int, ...]:
         """Return the tokens of a prompt: the conversation so far and the opening of the assistant's next turn.
 
+        Args:
+            conversation: the messages, and the tools that the model is shown.
+            most_characters: a longer text is refused before it is cut into tokens, of which each takes some hundred
+                bytes; None: any is cut.
+
         Raises:
-            DataError: the template refuses these messages.
+            DataError: the template refuses these messages, or their text is longer (`context_length_exceeded`).
         """
         writing = Writing(self._script, conversation)
         count = len(conversation.messages)
         text = writing.prompt(count)
+        characters = len(text) - len(BREAK) * text.count(BREAK)
+        if most_characters is not None and characters > most_characters:
+            raise DataError(
+                f"The prompt has {characters:,} characters, which are more than this model takes.",
+                fix="Shorten the messages.",
+                code="context_length_exceeded",
+            )
         return self._render(text, writing.reply_starts(text, count), frozenset()).token_ids
 
     def for_training(self, conversation: Conversation) -> list[Rendered]:

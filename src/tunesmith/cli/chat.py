@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -94,6 +95,9 @@ def chat(
 def _lines(screen: Screen) -> Iterator[str]:
     """Yield what the user says, until the end of the input."""
     if not sys.stdin.isatty():
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # A pipe may hold anything; what is no text must not end the talk.
+            sys.stdin.reconfigure(errors="replace")
         for line in sys.stdin:
             yield line.strip()
         return

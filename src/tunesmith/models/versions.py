@@ -152,8 +152,14 @@ def damaged_versions(home: Home) -> list[ModelError]:
     return found
 
 
-def find_version(name: str, home: Home) -> ModelVersion:
+def find_version(name: str, home: Home, *, short_names_of_jobs: bool = True) -> ModelVersion:
     """Return a model by its id, its `ft:` name, its label (the latest of them), or the unambiguous start of any.
+
+    Args:
+        name: any of these.
+        home: where models are kept.
+        short_names_of_jobs: whether models that jobs made have other names than their whole ones, and beginnings of
+            names count. On a server they don't: labels of other projects' jobs would stand before what a caller means.
 
     Raises:
         ModelError: no model, or more than one, is called so; the message lists what there is.
@@ -161,14 +167,18 @@ def find_version(name: str, home: Home) -> ModelVersion:
     named = _find_by_whole_name(name, home)
     if named is not None:
         return named
-    versions = list_versions(home)
+    versions = [v for v in list_versions(home) if short_names_of_jobs or v.made.organization is None]
     for version in versions:
         if name in (version.id, version.name, version.folder.name):
             return version
     for version in versions:
         if name == version.label:
             return version
-    begun = [v for v in versions if name and any(n.startswith(name) for n in (v.id, v.name, v.folder.name))]
+    begun = [
+        v
+        for v in versions
+        if name and short_names_of_jobs and any(n.startswith(name) for n in (v.id, v.name, v.folder.name))
+    ]
     if len(begun) == 1:
         return begun[0]
     for error in damaged_versions(home):

@@ -44,12 +44,11 @@ def free_blobs(database: Database, store: Store, digests: Collection[str]) -> No
 
     What can't be deleted now is left to the next sweep: the rows' end was promised, that of the content wasn't.
     """
-    if not digests:
-        return
+    waiting = list(digests)
     try:
-        with unneeded(database, digests) as free:
-            for sha256 in free:
-                store.delete(sha256)
+        while waiting:
+            with unneeded(database, waiting) as free:
+                waiting = store.delete_some(list(free))
     except StorageError as error:
         _log.warning("content that nothing needs any more stays until the next sweep: %s", error)
 
@@ -70,13 +69,24 @@ def unneeded(database: Database, digests: Collection[str]) -> Iterator[Collectio
     Raises:
         StorageError: see `Database.write`.
     """
+    # Most content is needed, and who only finds that out keeps nobody from writing.
+    with database.read() as connection:
+        free = _unnamed(connection, digests)
+    if not free:
+        yield free
+        return
     with database.write() as connection:
-        needed: set[str] = set()
-        for column in _naming_columns():
-            needed.update(connection.scalars(select(column).where(column.in_(digests))))
-        free = set(digests) - needed
+        free = _unnamed(connection, free)
         connection.execute(delete(blobs).where(blobs.c.sha256.in_(free)))
         yield free
+
+
+def _unnamed(connection: Connection, digests: Collection[str]) -> set[str]:
+    """Return those digests that no row names in a connection's eyes."""
+    needed: set[str] = set()
+    for column in _naming_columns():
+        needed.update(connection.scalars(select(column).where(column.in_(digests))))
+    return set(digests) - needed
 
 
 def _naming_columns() -> list[Column[str]]:

@@ -81,15 +81,23 @@ class Completions:
             return _get(connection, project_id, completion_id)
 
     def list(
-        self, project_id: str, page: Page, *, model: str | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        project_id: str,
+        page: Page,
+        *,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        without_metadata: bool = False,
     ) -> Listed[StoredCompletion]:
-        """Return a page of a project's completions: all, or those of a model and with these pairs.
+        """Return a page of a project's completions: all, or those of a model, with these pairs, or without any.
 
         Raises:
             RequestError: there is no such cursor.
         """
         filters = [] if model is None else [completions.c.model == model]
         filters += [_has_pair(key, value) for key, value in (metadata or {}).items()]
+        if without_metadata:
+            filters.append(~exists().where(completion_metadata.c.completion_id == completions.c.id))
         with self._database.read() as connection:
             found = rows_of(connection, completions, page, completions.c.project_id == project_id, *filters)
             return Listed(tuple(_stored(connection, found.items)), found.has_more)

@@ -21,6 +21,8 @@ KEPT_SECONDS = 30 * 86_400
 #: A conversation that is longer isn't read into memory: no model would read it.
 MOST_LINKS = 1_000
 MOST_BYTES = 64 << 20
+#: Rows that are too old are deleted in blocks of this many, so that others may write meanwhile.
+_BATCH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +129,12 @@ class Responses:
         Raises:
             StorageError: see `Database.retry`.
         """
-        gone = delete(responses).where(responses.c.created_at <= self._oldest())
-        return self._database.retry(lambda connection: connection.execute(gone).rowcount)
+        old = select(responses.c.seq).where(responses.c.created_at <= self._oldest()).limit(_BATCH)
+        gone = delete(responses).where(responses.c.seq.in_(old))
+        count = 0
+        while deleted := self._database.retry(lambda connection: connection.execute(gone).rowcount):
+            count += deleted
+        return count
 
     def _scope(self, project_id: str) -> tuple[Any, Any]:
         return responses.c.project_id == project_id, responses.c.created_at > self._oldest()

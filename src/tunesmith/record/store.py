@@ -21,7 +21,8 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -40,6 +41,8 @@ _CHUNK_BYTES = 2**20
 _DAY_SECONDS = 24 * 3600.0
 #: How many blobs a sweep asks about in one block that writes.
 _BATCH = 200
+#: How long blobs are deleted in one block that writes.
+_LONGEST_BLOCK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,22 @@ class Store:
         with store_errors():
             self._place.delete(_checked(sha256))
 
+    def delete_some(self, digests: Sequence[str]) -> list[str]:
+        """Remove blobs until that has taken half a second, one at least; return those that are left.
+
+        For blocks that write, in which blobs are deleted: others, and workers' signs of life, wait for their end.
+
+        Raises:
+            StorageError: the place can't be written.
+            DataError: one isn't a digest.
+        """
+        until = time.monotonic() + _LONGEST_BLOCK_SECONDS
+        for count, sha256 in enumerate(digests):
+            if count and time.monotonic() > until:
+                return list(digests[count:])
+            self.delete(sha256)
+        return []
+
     def check(self, sha256: str) -> Blob:
         """Read a blob and hash it again.
 
@@ -227,12 +246,12 @@ class Store:
             count = self._place.sweep_parts(older_than_seconds)
             old = (name for name in self._place.names() if self._is_old(name, older_than_seconds))
             while some := list(islice(old, _BATCH)):
-                with unneeded(some) as found:
-                    for sha256 in found:
+                while some:
+                    with unneeded(some) as found:
                         # Someone may have stored the same content anew meanwhile.
-                        if self._is_old(sha256, older_than_seconds):
-                            self._place.delete(sha256)
-                            count += 1
+                        free = [sha256 for sha256 in found if self._is_old(sha256, older_than_seconds)]
+                        some = self.delete_some(free)
+                        count += len(free) - len(some)
         return count
 
     def _is_old(self, name: str, older_than_seconds: float) -> bool:

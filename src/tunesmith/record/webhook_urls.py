@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from tunesmith.errors import RequestError
 
 _LONGEST = 2000
+#: Of a host's name between two dots (RFC 1035).
+_LONGEST_PART = 63
 _PORTS = {"https": 443, "http": 80}
 #: What a URL is made of; no blanks, no backslashes, nothing that two readers might read in two ways.
 _URL = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+(/[A-Za-z0-9\-._~:/?@!$&'()*+,;=%\[\]]*)?")
@@ -104,7 +106,12 @@ def _read(url: str) -> Place | None:
         port = parts.port
     except ValueError:
         return None
-    if not parts.hostname or "@" in parts.netloc or port == 0:
+    if not parts.hostname or "@" in parts.netloc or port == 0 or not _is_host(parts.hostname):
         return None
     query = f"?{parts.query}" if parts.query else ""
     return Place(parts.scheme, parts.hostname, port or _PORTS[parts.scheme], (parts.path or "/") + query)
+
+
+def _is_host(host: str) -> bool:
+    """Whether a host can be looked up: of a name with a part that is empty or too long not even the question can be."""
+    return ":" in host or all(0 < len(part) <= _LONGEST_PART for part in host.removesuffix(".").split("."))

@@ -47,6 +47,8 @@ _JITTER = 0.1
 #: No wait is this long; one that is was written by a clock that has jumped back since.
 _LONGEST_WAIT_SECONDS = 2 * 24 * 3600
 _KEPT_SECONDS = 30 * 24 * 3600
+#: Old rows are deleted in blocks of this many, so that others may write meanwhile.
+_BATCH = 200
 
 State = Literal["pending", "delivered", "failed"]
 
@@ -296,11 +298,14 @@ class Webhooks:
             StorageError: see `Database.write`.
         """
         old = (deliveries.c.state != "pending") & (deliveries.c.created_at < int(time.time()) - _KEPT_SECONDS)
-        with self._database.read() as connection:
-            count = connection.scalar(select(func.count()).select_from(deliveries).where(old)) or 0
-        if count:
-            self._database.retry(lambda connection: connection.execute(delete(deliveries).where(old)))
-        return count
+        some = select(deliveries.c.seq).where(old).limit(_BATCH)
+        gone = delete(deliveries).where(deliveries.c.seq.in_(some))
+        count = 0
+        while True:
+            with self._database.read() as connection:
+                if connection.scalar(some) is None:
+                    return count
+            count += self._database.retry(lambda connection: connection.execute(gone).rowcount)
 
 
 def _new(now: int, webhook_id: str, event_id: str, event_type: str, subject_id: str) -> dict[str, Any]:

@@ -81,8 +81,10 @@ def create_app(pool: ModelPool, spec: ServeSpec, platform: Platform | None = Non
     app.state.pool = pool
     app.state.platform = platform
     app.state.traffic = traffic
-    app.state.event_watch = None if platform is None else EventWatch(platform.database, traffic)
-    app.state.readiness = None if platform is None else Readiness(platform.database, platform.store)
+    app.state.event_watch = app.state.readiness = None
+    if platform is not None:
+        app.state.event_watch = EventWatch(platform.database, traffic)
+        app.state.readiness = Readiness(platform.database, platform.store, platform.looking_threads)
     app.include_router(operation.router)
     app.state.spec = spec
     for answering in (models, chat_route, completions, embeddings):
@@ -109,6 +111,6 @@ def _add_guard(app: FastAPI, spec: ServeSpec, platform: Platform | None, traffic
     if platform is None:
         app.add_middleware(Guard, spec=spec, keyring=Keyring(spec), ledger=None, traffic=traffic)
         return
-    app.add_middleware(IdempotencyKeys, database=platform.database)
+    app.add_middleware(IdempotencyKeys, platform=platform)
     keyring = Keyring(spec, platform.access, platform.ledger)
     app.add_middleware(Guard, spec=spec, keyring=keyring, ledger=platform.ledger, traffic=traffic)

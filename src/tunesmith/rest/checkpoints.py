@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import Literal
 
 from fastapi import APIRouter, Request
@@ -12,6 +12,7 @@ from tunesmith.record.database import Database
 from tunesmith.record.job_events import JobCheckpoint, list_checkpoints
 from tunesmith.record.pages import Listed, Page
 from tunesmith.rest.files import FromPlatform
+from tunesmith.rest.intake import in_thread
 from tunesmith.rest.jobs_lookup import find_job
 from tunesmith.rest.paging import After, Limit, WireList, WireObject, list_of, page_of
 
@@ -43,7 +44,8 @@ async def list_fine_tuning_checkpoints(
 ) -> WireList[WireCheckpoint]:
     """List a job's checkpoints, that of the highest step first; the result is one of them."""
     job = await find_job(http, job_id)
-    found = await asyncio.to_thread(_listed, platform.database, job.id, page_of(limit, after, "desc"))
+    find = partial(_listed, platform.database, job.id, page_of(limit, after, "desc"))
+    found = await in_thread(platform.keeping_threads, find)
     return list_of([_wire_checkpoint(one) for one in found.items], has_more=found.has_more)
 
 

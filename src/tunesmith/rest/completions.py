@@ -58,11 +58,6 @@ class _Texts(Answering):
     #: What the texts of each prompt begin with.
     echoes: list[Echo]
 
-    @property
-    def each(self) -> int:
-        """How many texts are made for each prompt."""
-        return self.request.best_of or self.request.n
-
 
 async def _open(http: Request, request: CompletionRequest) -> _Texts:
     """Load the model if need be, and hand its worker the prompts.
@@ -74,6 +69,7 @@ async def _open(http: Request, request: CompletionRequest) -> _Texts:
     """
 
     async def begin(model: ServedModel, lease: Lease, seat: Seat) -> _Texts:
+        _check_count(seat, request)
         prompts, echoes = await asyncio.to_thread(_prompted, seat.opened, request)
         if request.echo and request.logprobs is not None:
             echoes = await scored_echoes(seat, echoes, prompts, request.logprobs)
@@ -94,17 +90,35 @@ async def _open(http: Request, request: CompletionRequest) -> _Texts:
     return await with_model(http, request.model, begin)
 
 
+def _check_count(seat: Seat, request: CompletionRequest) -> None:
+    """Refuse more texts than the server ever makes at once before any is made: a small body can ask for millions.
+
+    Raises:
+        RequestError: there are more; blames the prompts, or how many texts each is to have.
+    """
+    count = len(request.prompts)
+    try:
+        seat.worker.check_count(count)
+    except RequestError as error:
+        error.param, error.fix = "prompt", "Send fewer prompts at once."
+        raise
+    try:
+        seat.worker.check_count(count * request.each)
+    except RequestError as error:
+        error.param = "n" if request.best_of is None else "best_of"
+        raise
+
+
 def _prompted(opened: OpenModel, request: CompletionRequest) -> tuple[list[Prompted], list[Echo]]:
     """Return the prompts as the engine takes them, and what their texts begin with.
 
     Raises:
         RequestError: one can't be gone on with.
     """
-    each = request.best_of or request.n
-    wants_logprobs = request.logprobs is not None or each > request.n
+    wants_logprobs = request.logprobs is not None or request.each > request.n
     sampling = spec_of(
         request, max(1, request.max_tokens), logprobs=wants_logprobs, top_logprobs=request.logprobs or 0
-    ).model_copy(update={"n": each})
+    ).model_copy(update={"n": request.each})
     try:
         prompts = [opened.text_request(prompt, sampling) for prompt in request.prompts]
     except RequestError as error:
@@ -132,8 +146,8 @@ def _completion(texts: _Texts, completions: Sequence[Completion]) -> TextComplet
     request = texts.request
     choices: list[TextChoice] = []
     for place, echo in enumerate(texts.echoes):
-        own = completions[place * texts.each : (place + 1) * texts.each]
-        if texts.each > request.n:
+        own = completions[place * request.each : (place + 1) * request.each]
+        if request.each > request.n:
             own = sorted(own, key=_mean_logprob, reverse=True)[: request.n]
         told = [(echo.text + one.text, one.logprobs, _reason(one)) for one in own]
         for text, logprobs, reason in told or [_nothing_more(echo)] * request.n:
@@ -164,7 +178,7 @@ class _TextStream(SessionStream):
         completions: list[Completion] = []
         try:
             for echo in texts.echoes:
-                for _ in range(texts.each):
+                for _ in range(texts.request.each):
                     choice = self._begun(echo)
                     if texts.request.echo:
                         yield self._event([choice])

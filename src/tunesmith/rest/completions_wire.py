@@ -43,6 +43,11 @@ class CompletionRequest(SampledRequest):
     best_of: int | None = Field(None, ge=1, le=128)
 
     @property
+    def each(self) -> int:
+        """How many texts are made for each prompt."""
+        return self.best_of or self.n
+
+    @property
     def prompts(self) -> list[Prompt]:
         """The texts that go on.
 

@@ -30,12 +30,7 @@ from tunesmith.specs.serving import ServeSpec
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 #: These compute answers and change nothing, so the audit log holds only their refusals.
-_ANSWERING_PATHS = frozenset(
-    {
-        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses",
-        "/v1/fine_tuning/alpha/graders/run", "/v1/fine_tuning/alpha/graders/validate",
-    }
-)  # fmt: skip
+_ANSWERING_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
 #: What is posted there goes to the disk as it arrives; these routes bound it themselves.
 _STREAMED_PATHS = re.compile(r"/v1/(files|uploads/[^/]+/parts)")
 

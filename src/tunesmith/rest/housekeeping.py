@@ -49,9 +49,12 @@ async def _keep(platform: Platform) -> None:
         for what, job in jobs.items():
             try:
                 count = await in_thread(platform.file_threads, job)
+            # The next round tries again; until then expired rows are hidden all the same.
             except (StorageError, OSError) as error:
-                # The next round tries again; until then expired rows are hidden all the same.
                 _log.warning("housekeeping has to wait: %s", error)
+            # One job that fails, for whatever reason, must not end all others for good, nor the server's stop.
+            except Exception as error:
+                _log.error("a part of the housekeeping failed", exc_info=error)
             else:
                 if count:
                     _log.info("%s %s", count, what)

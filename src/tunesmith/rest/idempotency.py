@@ -12,6 +12,7 @@ import logging
 import re
 import time
 from contextlib import suppress
+from functools import partial
 
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,11 +20,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunesmith.errors import StorageError
-from tunesmith.record.database import Database
 from tunesmith.record.idempotency import CLAIM_SECONDS, Claim, Idempotency, KeptAnswer, claim_key
 from tunesmith.record.ids import new_id
 from tunesmith.rest.caller import Caller
-from tunesmith.rest.errors import WireError, wire_error
+from tunesmith.rest.errors import WireError, WireFault, wire_error
+from tunesmith.rest.intake import FORM_BYTES, SILENCE_SECONDS, in_thread, too_large
+from tunesmith.rest.platform import Platform
 
 #: Routes below these create what lasts. Elsewhere the header means nothing: answers of models aren't kept.
 _PATHS = ("/v1/files", "/v1/uploads", "/v1/fine_tuning", "/v1/webhook_endpoints", "/v1/evals")
@@ -42,9 +44,11 @@ _log = logging.getLogger(__name__)
 class IdempotencyKeys:
     """ASGI middleware behind the guard."""
 
-    def __init__(self, app: ASGIApp, database: Database) -> None:
+    def __init__(self, app: ASGIApp, platform: Platform) -> None:
         self._app = app
-        self._record = Idempotency(database)
+        self._record = Idempotency(platform.database)
+        self._threads = platform.keeping_threads
+        self._most_bytes = platform.spec.max_file_bytes + FORM_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Carry a request out, or answer it as before."""
@@ -59,7 +63,7 @@ class IdempotencyKeys:
     async def _once(self, key: str, scope: Scope, receive: Receive, send: Send) -> None:
         caller: Caller = scope["state"]["caller"]
         name = claim_key(caller.key_id or "", scope["method"], scope["path"], key)
-        body = _HashedBody(receive, Headers(scope=scope).get("content-type", ""))
+        body = _HashedBody(receive, Headers(scope=scope).get("content-type", ""), self._most_bytes)
         try:
             claimed = await self._claim(caller.project_id, name)
             if isinstance(claimed, Claim):
@@ -77,7 +81,7 @@ class IdempotencyKeys:
         """Claim the key, or wait for the request that has it."""
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while True:
-            claimed = await asyncio.to_thread(self._record.claim, project_id, name)
+            claimed = await in_thread(self._threads, partial(self._record.claim, project_id, name))
             if claimed is not None or time.monotonic() > give_up:
                 return claimed
             await asyncio.sleep(_POLL_SECONDS)
@@ -91,11 +95,11 @@ class IdempotencyKeys:
             if answer.is_worth_keeping:
                 await body.drain()
         except BaseException:
-            await asyncio.to_thread(self._record.release, claim)
+            await in_thread(self._threads, partial(self._record.release, claim))
             raise
         finally:
             renewing.cancel()
-        await asyncio.to_thread(self._settle, claim, answer, body.sha256)
+        await in_thread(self._threads, partial(self._settle, claim, answer, body.sha256))
         await answer.pass_on()
 
     def _settle(self, claim: Claim, answer: _Recorded, request_sha256: str) -> None:
@@ -114,7 +118,7 @@ class IdempotencyKeys:
             await asyncio.sleep(_RENEW_SECONDS)
             # The next renewal comes before the claim is over.
             with suppress(StorageError):
-                await asyncio.to_thread(self._record.renew, claim)
+                await in_thread(self._threads, partial(self._record.renew, claim))
 
 
 def id_for(request: Request, prefix: str) -> str:
@@ -129,8 +133,10 @@ def id_for(request: Request, prefix: str) -> str:
 class _HashedBody:
     """A request's body that is hashed as it is read. The boundary of a form counts as nothing: clients draw it anew."""
 
-    def __init__(self, receive: Receive, content_type: str) -> None:
+    def __init__(self, receive: Receive, content_type: str, most_bytes: int) -> None:
         self._receive = receive
+        self._most_bytes = most_bytes
+        self._read_bytes = 0
         self._hash = hashlib.sha256()
         found = _BOUNDARY.search(content_type)
         self._boundary = found[1].encode("latin-1") if found else b""
@@ -141,15 +147,26 @@ class _HashedBody:
         """Receive the next message."""
         message = await self._receive()
         if message["type"] == "http.request":
+            self._read_bytes += len(message.get("body", b""))
             self._add(message.get("body", b""))
         if not message.get("more_body", False):
             self._has_ended = True
         return message
 
     async def drain(self) -> None:
-        """Read what nobody has read."""
+        """Read what nobody has read, which no route bounds.
+
+        Raises:
+            WireFault: it is larger than anything that is taken, or stopped arriving.
+        """
         while not self._has_ended:
-            await self.receive()
+            if self._read_bytes > self._most_bytes:
+                raise WireFault(too_large(self._most_bytes))
+            try:
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    await self.receive()
+            except TimeoutError:
+                raise WireFault(WireError(408, "The request stopped arriving.", "request_timeout")) from None
 
     @property
     def sha256(self) -> str:

@@ -24,10 +24,10 @@ from tunesmith.rest.errors import WireError, WireFault
 from tunesmith.rest.multipart import FileSink, FormReader
 
 #: What a form may hold beside its file.
-_FORM_BYTES = 2**20
+FORM_BYTES = 2**20
 _PIECE_BYTES = 2**20
 #: A caller who says nothing for so long in the middle of a body is given up.
-_SILENCE_SECONDS = 120.0
+SILENCE_SECONDS = 120.0
 #: A refused body is read on for so long, since many clients hear nothing while they speak.
 _READ_ON_BYTES = 16 * 2**20
 _READ_ON_SECONDS = 2.0
@@ -144,9 +144,9 @@ async def receive_form(
             message = "Bodies are read as they are. Send this one without Content-Encoding."
             raise WireFault(WireError(415, message, "unsupported_encoding"))
         form = FormReader(http.headers.get("content-type", ""), file_field, sink)
-        if int(http.headers.get("content-length", "0")) > limit_bytes + _FORM_BYTES:
+        if int(http.headers.get("content-length", "0")) > limit_bytes + FORM_BYTES:
             raise WireFault(too_large(limit_bytes))
-        await _feed(stream, form, limit_bytes + _FORM_BYTES, threads)
+        await _feed(stream, form, limit_bytes + FORM_BYTES, threads)
         form.finish()
         return form.fields
     except (WireFault, UserError):
@@ -175,8 +175,8 @@ def too_large(limit_bytes: int) -> WireError:
     return WireError(413, f"The file is larger than {limit_bytes:,} bytes.", "file_too_large", "file")
 
 
-async def in_thread(threads: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
-    """Call a function in one of the file threads; what it logs bears the request's id."""
+async def in_thread(threads: ThreadPoolExecutor | None, function: Callable[[], _T]) -> _T:
+    """Call a function in one of some threads, or of the event loop's own; what it logs bears the request's id."""
     return await asyncio.get_running_loop().run_in_executor(threads, partial(copy_context().run, function))
 
 
@@ -185,7 +185,7 @@ async def _feed(stream: AsyncIterator[bytes], form: FormReader, limit_bytes: int
     waiting = bytearray()
     while True:
         try:
-            async with asyncio.timeout(_SILENCE_SECONDS):
+            async with asyncio.timeout(SILENCE_SECONDS):
                 piece = await anext(stream, None)
         except TimeoutError:
             raise WireFault(WireError(408, "The request stopped arriving.", "request_timeout")) from None
@@ -193,7 +193,7 @@ async def _feed(stream: AsyncIterator[bytes], form: FormReader, limit_bytes: int
             break
         received_bytes += len(piece)
         if received_bytes > limit_bytes:
-            raise WireFault(too_large(limit_bytes - _FORM_BYTES))
+            raise WireFault(too_large(limit_bytes - FORM_BYTES))
         waiting += piece
         if len(waiting) >= _PIECE_BYTES:
             full, waiting = bytes(waiting), bytearray()

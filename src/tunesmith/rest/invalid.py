@@ -46,7 +46,7 @@ def invalid_value(found: ErrorDetails) -> RequestError:
         number = "integer" if _is_whole(value) and "." not in str(found["ctx"][bound]) else "decimal"
         return RequestError(
             f"Invalid '{param}': {number} {words} value. "
-            f"Expected a value {sign} {found['ctx'][bound]:g}, but got {value} instead.",
+            f"Expected a value {sign} {_shown(found['ctx'][bound])}, but got {value} instead.",
             code=f"{number}_{code}",
             param=param,
         )
@@ -97,6 +97,11 @@ def invalid_value(found: ErrorDetails) -> RequestError:
 def _is_whole(value: object) -> bool:
     """Whether a value is a whole number, also as the text that stands in a path or a query."""
     return isinstance(value, int) or (isinstance(value, str) and value.lstrip("+-").isdigit())
+
+
+def _shown(bound: float) -> str:
+    """Return a bound as people write it: whole numbers in full, 2.0 as 2."""
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def path_of(location: tuple[int | str, ...]) -> str:

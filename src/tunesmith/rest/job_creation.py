@@ -16,6 +16,7 @@ from tunesmith.rest.caller import caller_of
 from tunesmith.rest.errors import WireFault
 from tunesmith.rest.files import FINE_TUNE
 from tunesmith.rest.idempotency import id_for
+from tunesmith.rest.intake import in_thread
 from tunesmith.rest.job_request import JobRequest
 from tunesmith.rest.model_lookup import find_model
 from tunesmith.rest.platform import Platform, platform_of
@@ -30,8 +31,9 @@ async def create_job(http: Request, request: JobRequest) -> Job:
         RequestError: the model or a file isn't there, or can't be used for it.
     """
     model = await _model(http, request)
-    create = partial(_create, platform_of(http), caller_of(http).project_id, request, model, id_for(http, "ftjob-"))
-    return await asyncio.to_thread(create)
+    platform = platform_of(http)
+    create = partial(_create, platform, caller_of(http).project_id, request, model, id_for(http, "ftjob-"))
+    return await in_thread(platform.keeping_threads, create)
 
 
 async def _model(http: Request, request: JobRequest) -> ServedModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated
@@ -19,6 +18,7 @@ from tunesmith.rest.caller import Caller
 from tunesmith.rest.chat_schema import STREAM_RESPONSE
 from tunesmith.rest.errors import WireError, WireFault
 from tunesmith.rest.files import FromCaller, FromPlatform
+from tunesmith.rest.intake import in_thread
 from tunesmith.rest.job_creation import create_job
 from tunesmith.rest.job_request import CreateJob, check_request
 from tunesmith.rest.job_stream import JobEventStream
@@ -26,6 +26,7 @@ from tunesmith.rest.jobs_lookup import check_job_id, find_job, job_not_found
 from tunesmith.rest.jobs_wire import WireJob, WireJobEvent, wire_event, wire_job
 from tunesmith.rest.metadata import METADATA_PARAMETER, metadata_filter
 from tunesmith.rest.paging import After, Limit, WireList, list_of, page_of
+from tunesmith.rest.platform import Platform
 from tunesmith.rest.schema import json_body
 
 Stream = Annotated[
@@ -50,7 +51,8 @@ async def list_fine_tuning_jobs(
     """List the jobs of the caller's project, the newest first."""
     asked = metadata_filter(http)
     wanted = JobFilter(caller.project_id, asked.pairs, without_metadata=asked.without)
-    found = await asyncio.to_thread(_listed, platform.database, wanted, page_of(limit, after, "desc"))
+    find = partial(_listed, platform.database, wanted, page_of(limit, after, "desc"))
+    found = await in_thread(platform.keeping_threads, find)
     jobs = [wire_job(job, caller.organization_id) for job in found.items]
     return list_of(jobs, has_more=found.has_more)
 
@@ -64,19 +66,19 @@ async def retrieve_fine_tuning_job(job_id: str, http: Request, caller: FromCalle
 @router.post("/{job_id}/cancel")
 async def cancel_fine_tuning_job(job_id: str, platform: FromPlatform, caller: FromCaller) -> WireJob:
     """End a job that isn't over yet; at once."""
-    return await _changed(platform.queue.cancel, job_id, caller)
+    return await _changed(platform, platform.queue.cancel, job_id, caller)
 
 
 @router.post("/{job_id}/pause")
 async def pause_fine_tuning_job(job_id: str, platform: FromPlatform, caller: FromCaller) -> WireJob:
     """Stop a running job after its current step, with weights that can be asked."""
-    return await _changed(platform.queue.pause, job_id, caller)
+    return await _changed(platform, platform.queue.pause, job_id, caller)
 
 
 @router.post("/{job_id}/resume")
 async def resume_fine_tuning_job(job_id: str, platform: FromPlatform, caller: FromCaller) -> WireJob:
     """Let a paused job go on where it stopped."""
-    return await _changed(platform.queue.resume, job_id, caller)
+    return await _changed(platform, platform.queue.resume, job_id, caller)
 
 
 @router.get("/{job_id}/events", response_model=WireList[WireJobEvent], responses=STREAM_RESPONSE)
@@ -86,12 +88,13 @@ async def list_fine_tuning_events(
     """List what happened to a job, the newest first; or follow it, from the first or from behind `after` on."""
     job = await find_job(http, job_id)
     if stream:
-        return await _follow(http, platform.database, job.id, after)
-    found = await asyncio.to_thread(_events, platform.database, job.id, page_of(limit, after, "desc"))
+        return await _follow(http, platform, job.id, after)
+    find = partial(_events, platform.database, job.id, page_of(limit, after, "desc"))
+    found = await in_thread(platform.keeping_threads, find)
     return list_of([wire_event(event) for event in found.items], has_more=found.has_more)
 
 
-async def _follow(http: Request, database: Database, job_id: str, after: str | None) -> JobEventStream:
+async def _follow(http: Request, platform: Platform, job_id: str, after: str | None) -> JobEventStream:
     """Return a job's events as a stream.
 
     Raises:
@@ -104,11 +107,11 @@ async def _follow(http: Request, database: Database, job_id: str, after: str | N
     # Who reconnects as browsers do says in a header what was seen.
     after = after or http.headers.get("last-event-id")
     if after is not None:
-        await asyncio.to_thread(_events, database, job_id, Page(1, after))
-    return JobEventStream(database, http.app.state.event_watch, job_id, after)
+        await in_thread(platform.keeping_threads, partial(_events, platform.database, job_id, Page(1, after)))
+    return JobEventStream(platform.database, http.app.state.event_watch, job_id, after)
 
 
-async def _changed(change: Callable[..., Job], job_id: str, caller: Caller) -> WireJob:
+async def _changed(platform: Platform, change: Callable[..., Job], job_id: str, caller: Caller) -> WireJob:
     """Change a job's state, and return it.
 
     Raises:
@@ -116,7 +119,7 @@ async def _changed(change: Callable[..., Job], job_id: str, caller: Caller) -> W
     """
     check_job_id(job_id)
     try:
-        job = await asyncio.to_thread(partial(change, job_id, project_id=caller.project_id))
+        job = await in_thread(platform.keeping_threads, partial(change, job_id, project_id=caller.project_id))
     except JobStateError as error:
         raise WireFault(WireError(400, error.message, "job_state")) from error
     except RunError as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
+from functools import partial
 
 from fastapi import Request
 
@@ -11,6 +11,7 @@ from tunesmith.errors import RunError
 from tunesmith.record.jobs import Job, get_job
 from tunesmith.rest.caller import caller_of
 from tunesmith.rest.errors import WireError, WireFault
+from tunesmith.rest.intake import in_thread
 from tunesmith.rest.platform import Platform, platform_of
 
 _ID = re.compile("ftjob-[0-9A-Za-z]{24}")
@@ -23,7 +24,8 @@ async def find_job(http: Request, job_id: str) -> Job:
         WireFault: there is none; 404 `fine_tune_not_found`.
     """
     check_job_id(job_id)
-    return await asyncio.to_thread(_find, platform_of(http), caller_of(http).project_id, job_id)
+    platform = platform_of(http)
+    return await in_thread(platform.keeping_threads, partial(_find, platform, caller_of(http).project_id, job_id))
 
 
 def check_job_id(job_id: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Literal
 
 from fastapi import APIRouter, Request
@@ -15,6 +16,7 @@ from tunesmith.record.job_models import find_job_model
 from tunesmith.rest.caller import Caller
 from tunesmith.rest.errors import WireError, WireFault, model_not_found
 from tunesmith.rest.files import FromCaller, FromPlatform
+from tunesmith.rest.intake import in_thread
 from tunesmith.rest.model_lookup import find_model, pool_of
 from tunesmith.rest.platform import Platform
 from tunesmith.runs.model_removal import remove_model
@@ -43,9 +45,12 @@ async def delete_model(name: str, http: Request, platform: FromPlatform, caller:
     if name in catalogue.aliases or await asyncio.to_thread(catalogue.find_encoder, name) is not None:
         raise WireFault(_not_yours(name, _NOT_TUNED))
     model = await find_model(http, name)
+    if model.is_tuned and name != model.name:
+        # A label, or the beginning of a name, may mean another model tomorrow.
+        raise WireFault(model_not_found(name))
     if not model.is_tuned:
         raise WireFault(_not_yours(name, _NOT_TUNED))
-    await asyncio.to_thread(_delete, platform, caller, model)
+    await in_thread(platform.file_threads, partial(_delete, platform, caller, model))
     return DeletedModel(id=model.name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -16,7 +17,9 @@ from tunesmith.record.store import Store
 from tunesmith.record.tables import deliveries, jobs
 from tunesmith.record.workers import WorkerWatch
 from tunesmith.rest.errors import WireError
+from tunesmith.rest.intake import in_thread
 from tunesmith.rest.metrics import CONTENT_TYPE, RecordFigures
+from tunesmith.rest.platform import Platform
 from tunesmith.rest.traffic import Traffic
 from tunesmith.runs.process_identity import ProcessIdentity
 
@@ -35,11 +38,13 @@ class Readiness:
     Args:
         database: the record.
         store: the files.
+        threads: where it looks. A record that hangs keeps the looks that wait for it too, and nobody else's threads.
     """
 
-    def __init__(self, database: Database, store: Store) -> None:
+    def __init__(self, database: Database, store: Store, threads: ThreadPoolExecutor) -> None:
         self._database = database
         self._store = store
+        self._threads = threads
         self._watch = WorkerWatch(_is_gone)
         self._found: dict[str, str] = {}
         self._found_at: float | None = None
@@ -56,14 +61,25 @@ class Readiness:
 
     async def _look(self) -> dict[str, str]:
         parts = {"database": self._database.check, "store": self._store.check_usable}
-        said = await asyncio.gather(*(_said(look) for look in parts.values()))
+        said = await asyncio.gather(*(self._said(look) for look in parts.values()))
         self._found = {name: words for name, words in zip(parts, said, strict=True) if words}
         if "database" not in self._found:
-            words = await _said(self._look_at_workers)
+            words = await self._said(self._look_at_workers)
             if words:
                 self._found["workers"] = words
         self._found_at = time.monotonic()
         return self._found
+
+    async def _said(self, look: Callable[[], None]) -> str | None:
+        """Return what a look says is wrong, None when nothing is."""
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await in_thread(self._threads, look)
+        except TunesmithError as error:
+            return error.message
+        except TimeoutError:
+            return "It doesn't answer in time."
+        return None
 
     def _look_at_workers(self) -> None:
         with self._database.read() as connection:
@@ -133,19 +149,10 @@ async def ready(http: Request) -> Response:
 async def metrics(http: Request) -> Response:
     """Tell Prometheus what was counted; a key of the server is needed where one is."""
     traffic: Traffic = http.app.state.traffic
-    return Response(await asyncio.to_thread(traffic.metrics.page), media_type=CONTENT_TYPE)
-
-
-async def _said(look: Callable[[], None]) -> str | None:
-    """Return what a look says is wrong, None when nothing is."""
-    try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            await asyncio.to_thread(look)
-    except TunesmithError as error:
-        return error.message
-    except TimeoutError:
-        return "It doesn't answer in time."
-    return None
+    platform: Platform | None = http.app.state.platform
+    # None: the event loop's own threads, for there is no record to wait for.
+    threads = None if platform is None else platform.looking_threads
+    return Response(await in_thread(threads, traffic.metrics.page), media_type=CONTENT_TYPE)
 
 
 def _is_gone(owner: str) -> bool:

@@ -4,7 +4,7 @@ A route declares what it takes, so that the schema tells the truth:
 
     async def list_things(limit: Limit = 20, after: After = None, order: Order = "desc") -> WireList[WireThing]:
         page = page_of(limit, after, order)
-        found = await asyncio.to_thread(things.list, project, page)
+        found = await in_thread(platform.keeping_threads, partial(things.list, project, page))
         return list_of([wire_thing(one) for one in found.items], has_more=found.has_more)
 """
 

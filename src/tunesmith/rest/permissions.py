@@ -6,7 +6,6 @@ whom, is a matter of the whole installation, so it reaches models of every proje
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal
@@ -22,6 +21,7 @@ from tunesmith.rest.bodies import read_body
 from tunesmith.rest.caller import Caller
 from tunesmith.rest.errors import WireError, WireFault, model_not_found
 from tunesmith.rest.files import FromCaller, FromPlatform
+from tunesmith.rest.intake import in_thread
 from tunesmith.rest.paging import After, Limit, WireList, WireObject, list_of, page_of
 from tunesmith.rest.schema import json_body
 
@@ -68,7 +68,7 @@ async def list_checkpoint_permissions(
     """List the projects that a model was shared with."""
     _check_admin(caller)
     find = partial(_listed, platform.database, model, page_of(limit, after, order), project_id)
-    found = await asyncio.to_thread(find)
+    found = await in_thread(platform.keeping_threads, find)
     return list_of([_wire_permission(one) for one in found.items], has_more=found.has_more)
 
 
@@ -79,7 +79,8 @@ async def create_checkpoint_permissions(
     """Share a model with projects; those that may use it already keep their permission."""
     _check_admin(caller)
     body = await read_body(http, SharePermissions)
-    shared = await asyncio.to_thread(_shared, platform.database, model, body.project_ids)
+    share = partial(_shared, platform.database, model, body.project_ids)
+    shared = await in_thread(platform.keeping_threads, share)
     return list_of([_wire_permission(one) for one in shared], has_more=False)
 
 
@@ -89,7 +90,8 @@ async def delete_checkpoint_permission(
 ) -> DeletedPermission:
     """Take a permission back; answers that have begun are finished."""
     _check_admin(caller)
-    if not await asyncio.to_thread(_ended, platform.database, model, permission_id):
+    end = partial(_ended, platform.database, model, permission_id)
+    if not await in_thread(platform.keeping_threads, end):
         message = f"No such checkpoint permission: {permission_id[:200]}"
         raise WireFault(WireError(404, message, "permission_not_found", "permission_id"))
     return DeletedPermission(id=permission_id)

@@ -22,8 +22,11 @@ from tunesmith.specs.serving import ServeSpec
 
 #: Uploads that write to the disk at the same moment; others wait for their turn. Answers have threads of their own.
 _FILE_THREADS = 8
-#: Answers that are stored, or read again, at the same moment: others never wait for a database that is slow.
-_KEEPING_THREADS = 4
+#: What waits for the record at the same moment: answers that are stored or read again, jobs, permissions, claims of
+#: Idempotency-Keys. Others never wait for a database that is slow.
+_KEEPING_THREADS = 8
+#: Looks at how the server is: one that waited behind writers would say that nothing works.
+_LOOKING_THREADS = 2
 
 
 @dataclass(slots=True)
@@ -47,11 +50,15 @@ class Platform:
     keeping_threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_KEEPING_THREADS, thread_name_prefix="keep answers")
     )
+    looking_threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_LOOKING_THREADS, thread_name_prefix="look")
+    )
 
     def close(self) -> None:
         """Wait for what is being written, and close the database."""
         self.file_threads.shutdown()
         self.keeping_threads.shutdown()
+        self.looking_threads.shutdown(wait=False, cancel_futures=True)
         self.ledger.close()
         self.database.close()
 

@@ -144,11 +144,18 @@ async def list_chat_completions(
     model: str | None = None,
 ) -> WireList[WireStoredCompletion]:
     """List the stored completions of the caller's project."""
-    pairs = metadata_filter(http).pairs
+    asked = metadata_filter(http)
     # What was asked by an alias says which model answered.
     name = None if model is None else pool_of(http).catalogue.aliases.get(model, model)
-    find = partial(platform.completions.list, model=name, metadata=pairs)
-    found = await in_thread(platform.keeping_threads, partial(find, caller.project_id, page_of(limit, after, order)))
+    find = partial(
+        platform.completions.list,
+        caller.project_id,
+        page_of(limit, after, order),
+        model=name,
+        metadata=asked.pairs,
+        without_metadata=asked.without,
+    )
+    found = await in_thread(platform.keeping_threads, find)
     return list_of([_wire(one) for one in found.items], has_more=found.has_more)
 
 

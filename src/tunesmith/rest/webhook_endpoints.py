@@ -33,7 +33,9 @@ from tunesmith.rest.caller import Caller
 from tunesmith.rest.errors import WireError, WireFault
 from tunesmith.rest.files import FromCaller, FromPlatform
 from tunesmith.rest.idempotency import id_for
+from tunesmith.rest.intake import in_thread
 from tunesmith.rest.paging import After, Limit, WireList, WireObject, list_of, page_of
+from tunesmith.rest.platform import Platform
 from tunesmith.rest.schema import json_body
 from tunesmith.rest.webhook_sending import check_address, sample, send
 
@@ -141,7 +143,7 @@ async def create_webhook_endpoint(http: Request, platform: FromPlatform, caller:
         body.event_types,
         id=id_for(http, "we_"),
     )
-    return _wire_new(await asyncio.to_thread(add))
+    return _wire_new(await in_thread(platform.keeping_threads, add))
 
 
 @router.get(_PATH)
@@ -150,7 +152,8 @@ async def list_webhook_endpoints(
 ) -> WireList[WireEndpoint]:
     """List the endpoints of the caller's project, the newest first."""
     page = page_of(limit, after, "desc")
-    found = await asyncio.to_thread(_listed, platform.database, caller.project_id, page)
+    find = partial(_listed, platform.database, caller.project_id, page)
+    found = await in_thread(platform.keeping_threads, find)
     return list_of([WireEndpoint(**_shown(one)) for one in found.items], has_more=found.has_more)
 
 
@@ -159,7 +162,7 @@ async def retrieve_webhook_endpoint(
     webhook_endpoint_id: str, platform: FromPlatform, caller: FromCaller
 ) -> WireEndpoint:
     """Show an endpoint."""
-    return WireEndpoint(**_shown(await _found(platform.database, caller, webhook_endpoint_id)))
+    return WireEndpoint(**_shown(await _found(platform, caller, webhook_endpoint_id)))
 
 
 @router.post(_PATH + "/{webhook_endpoint_id}", openapi_extra=json_body(ChangeEndpoint))
@@ -167,14 +170,15 @@ async def update_webhook_endpoint(
     webhook_endpoint_id: str, http: Request, platform: FromPlatform, caller: FromCaller
 ) -> WireEndpoint:
     """Change an endpoint. Events that wait for it go to its new URL."""
-    webhook = await _found(platform.database, caller, webhook_endpoint_id)
+    webhook = await _found(platform, caller, webhook_endpoint_id)
     body = await read_body(http, ChangeEndpoint)
     changes: dict[str, Any] = {name: value for name, value in body if value is not None}
     if body.name is not None:
         check_webhook_name(body.name)
     if body.url is not None and body.url != webhook.url:
         await asyncio.to_thread(check_address, body.url, allows_private=webhook.allows_private)
-    return WireEndpoint(**_shown(await asyncio.to_thread(_changed, platform.database, webhook, changes)))
+    change = partial(_changed, platform.database, webhook, changes)
+    return WireEndpoint(**_shown(await in_thread(platform.keeping_threads, change)))
 
 
 @router.delete(_PATH + "/{webhook_endpoint_id}")
@@ -182,8 +186,8 @@ async def delete_webhook_endpoint(
     webhook_endpoint_id: str, platform: FromPlatform, caller: FromCaller
 ) -> DeletedEndpoint:
     """Remove an endpoint; what was still to be told to it isn't told any more."""
-    webhook = await _found(platform.database, caller, webhook_endpoint_id)
-    await asyncio.to_thread(_deleted, platform.database, webhook)
+    webhook = await _found(platform, caller, webhook_endpoint_id)
+    await in_thread(platform.keeping_threads, partial(_deleted, platform.database, webhook))
     return DeletedEndpoint(id=webhook.id)
 
 
@@ -192,10 +196,11 @@ async def rotate_webhook_secret(
     webhook_endpoint_id: str, http: Request, platform: FromPlatform, caller: FromCaller
 ) -> WireNewEndpoint:
     """Replace an endpoint's secret; what is sent from now on is signed with the new one."""
-    webhook = await _found(platform.database, caller, webhook_endpoint_id)
+    webhook = await _found(platform, caller, webhook_endpoint_id)
     if await http.body():
         await read_body(http, RotateSecret)
-    return _wire_new(await asyncio.to_thread(_changed, platform.database, webhook, {"secret": new_secret()}))
+    change = partial(_changed, platform.database, webhook, {"secret": new_secret()})
+    return _wire_new(await in_thread(platform.keeping_threads, change))
 
 
 @router.post(_PATH + "/{webhook_endpoint_id}/test", openapi_extra=json_body(TryEndpoint))
@@ -203,7 +208,7 @@ async def test_webhook_endpoint(
     webhook_endpoint_id: str, http: Request, platform: FromPlatform, caller: FromCaller
 ) -> EndpointTest:
     """Send an endpoint an event of a job that doesn't exist, once, and say what it answered."""
-    webhook = await _found(platform.database, caller, webhook_endpoint_id)
+    webhook = await _found(platform, caller, webhook_endpoint_id)
     body = await read_body(http, TryEndpoint)
     outcome = await asyncio.to_thread(send, webhook, sample(webhook, body.event_type))
     if outcome.status is None:
@@ -211,13 +216,14 @@ async def test_webhook_endpoint(
     return EndpointTest(webhook_endpoint_id=webhook.id, event_type=body.event_type, status_code=outcome.status)
 
 
-async def _found(database: Database, caller: Caller, webhook_id: str) -> Webhook:
+async def _found(platform: Platform, caller: Caller, webhook_id: str) -> Webhook:
     """Return an endpoint of a caller's project.
 
     Raises:
         WireFault: there is none.
     """
-    return await asyncio.to_thread(_find, database, caller.project_id, webhook_id)
+    find = partial(_find, platform.database, caller.project_id, webhook_id)
+    return await in_thread(platform.keeping_threads, find)
 
 
 def _find(database: Database, project_id: str, webhook_id: str) -> Webhook:

@@ -40,6 +40,7 @@ from tunesmith.runs.job_spec import job_spec, with_multiplied_rate
 from tunesmith.runs.run_lock import lock_job
 from tunesmith.runs.wandb_run import WandbRun
 from tunesmith.specs.tune import TuneSpec
+from tunesmith.train.memory import is_out_of_memory
 from tunesmith.train.settings import usual_rate
 
 _log = logging.getLogger(__name__)
@@ -175,15 +176,9 @@ def main() -> int:
     database = Database.from_environment(home)
     try:
         return Attempt(home, database, Store.from_environment(home), asked.job, asked.fence).work()
-    except MemoryError:
-        _log.exception("no memory is left")
-        return OUT_OF_MEMORY
-    except RuntimeError as error:
+    except Exception as error:
         _log.exception("the attempt crashed")
-        return OUT_OF_MEMORY if "allocate memory" in str(error) else CRASHED
-    except Exception:
-        _log.exception("the attempt crashed")
-        return CRASHED
+        return OUT_OF_MEMORY if is_out_of_memory(error) else CRASHED
 
 
 if __name__ == "__main__":

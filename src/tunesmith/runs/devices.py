@@ -7,16 +7,21 @@ use the device has ended.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from tunesmith.errors import SpecError
 from tunesmith.record.home import Home
 
 if sys.platform != "win32":
     import fcntl
 
 _GPUS = Path("/proc/driver/nvidia/gpus")
+#: GPUs also go by their long names: `cuda:GPU-5a7f...`. Several `cpu:0`, `cpu:1` share the processor.
+_NAME = re.compile(r"cpu(:[\w.-]+)?|cuda:[\w.-]+")
 
 
 class HeldDevice:
@@ -35,6 +40,23 @@ class HeldDevice:
     def release(self) -> None:
         """Let it go."""
         os.close(self.descriptor)
+
+
+def check_device_names(names: Sequence[str]) -> None:
+    """Refuse names that mean no device: an attempt would quietly train on the processor.
+
+    Raises:
+        SpecError: there is one (`unknown_device`).
+    """
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise SpecError(
+                f"There is no device called '{name[:100]}'.",
+                where="--device",
+                fix="Write cpu, or cuda: and a GPU's number, such as cuda:0.",
+                code="unknown_device",
+                param="device",
+            )
 
 
 def devices_here() -> tuple[str, ...]:

@@ -37,7 +37,7 @@ class Running:
         environment: the child's variables.
         job_id: what it works on; empty for what has no job of its own.
         fence: the number of the attempt.
-        device: what it runs on. From here on the child alone holds it, so that a worker that freezes holds nothing.
+        device: what it runs on. The child holds it too; once the worker has let it go, the child alone does.
     """
 
     def __init__(
@@ -62,18 +62,14 @@ class Running:
         self._pipe_lock = threading.Lock()
         watch.log.parent.mkdir(parents=True, exist_ok=True)
         settings = ["--silence-seconds", str(watch.silence_seconds), "--log-bytes", str(watch.log_bytes)]
-        try:
-            self._guard = subprocess.Popen(
-                [*_GUARD, *settings, "--log", str(watch.log), "--", *command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                env=dict(environment),
-                start_new_session=True,
-                pass_fds=() if device is None else (device.descriptor,),
-            )
-        finally:
-            if device is not None:
-                device.release()
+        self._guard = subprocess.Popen(
+            [*_GUARD, *settings, "--log", str(watch.log), "--", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env=dict(environment),
+            start_new_session=True,
+            pass_fds=() if device is None else (device.descriptor,),
+        )
         assert self._guard.stdin is not None
         os.set_blocking(self._guard.stdin.fileno(), False)
 

@@ -131,10 +131,6 @@ def main() -> int:
             validate_job(job, database, store)
         except StaleAttempt:
             _log.info("%s was ended meanwhile", job.id)
-        except StorageError as error:
-            if error.code != "missing_content":
-                raise
-            _end(database, job, DataError(error.message, code="invalid_training_file", param="training_file"))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tunesmith.record.home import Home
 from tunesmith.record.job_leases import Lease, Work, beat, claim, find_work, leases
 from tunesmith.record.jobs import Job, get_job
 from tunesmith.record.workers import forget_worker, show_worker
-from tunesmith.runs.devices import devices_here, hold
+from tunesmith.runs.devices import HeldDevice, devices_here, hold
 from tunesmith.runs.exit_codes import CRASHED
 from tunesmith.runs.job_endings import conclude, take_back
 from tunesmith.runs.process_identity import ProcessIdentity, steady_seconds
@@ -213,19 +213,25 @@ class Worker:
             if device is None:
                 continue
             try:
-                with self._database.write() as connection:
-                    job = claim(connection, "training", self.owner, int(time.time()))
-            except StorageError:
+                is_started = self._start_attempt(device)
+            finally:
+                # Whatever came of it: a worker that fails here, or freezes later, must not keep it.
                 device.release()
-                raise
-            if job is None:
-                device.release()
+            if not is_started:
                 return
-            command = [*self._settings.attempt, "--job", job.id, "--fence", str(job.fence)]
-            watch = self._watch(job.id, f"attempt-{job.fence:04d}.log")
-            environment = self._environment(**device.environment)
-            self._running.append(Running(command, watch, environment, job_id=job.id, fence=job.fence, device=device))
-            _log.info("attempt %d of %s starts on %s", job.fence, job.id, name)
+
+    def _start_attempt(self, device: HeldDevice) -> bool:
+        """Take the next job, and start an attempt at it that holds the device too; return whether there was a job."""
+        with self._database.write() as connection:
+            job = claim(connection, "training", self.owner, int(time.time()))
+        if job is None:
+            return False
+        command = [*self._settings.attempt, "--job", job.id, "--fence", str(job.fence)]
+        watch = self._watch(job.id, f"attempt-{job.fence:04d}.log")
+        environment = self._environment(**device.environment)
+        self._running.append(Running(command, watch, environment, job_id=job.id, fence=job.fence, device=device))
+        _log.info("attempt %d of %s starts on %s", job.fence, job.id, device.name)
+        return True
 
     def _is_there(self, work: Work) -> bool:
         with self._database.read() as connection:

@@ -14,6 +14,7 @@ from types import FrameType
 
 from tunesmith.record.database import Database
 from tunesmith.record.home import Home
+from tunesmith.runs.devices import check_device_names
 from tunesmith.runs.worker import Worker, WorkerSettings
 from tunesmith.specs.serving import LogFormat
 
@@ -37,8 +38,10 @@ def run_worker(settings: WorkerSettings, home: Home, *, on_ready: Callable[[str]
         on_ready: called with the worker's name once it takes jobs.
 
     Raises:
+        SpecError: there is no such device.
         StorageError: the record can't be opened.
     """
+    check_device_names(settings.devices or ())
     home.check_writable()
     Database.from_environment(home).migrate()
     worker = Worker(home, lambda: Database.from_environment(home), settings)
@@ -116,13 +119,15 @@ def worker_processes(count: int, log_format: LogFormat = "text") -> Iterator[Cal
     def replace() -> None:
         while not has_ended.wait(_REPLACE_SECONDS):
             for number, one in enumerate(running):
-                if not one.is_running and not has_ended.is_set():
-                    _log.warning("a worker has ended; another one starts")
-                    one.wait()
-                    try:
-                        running[number] = WorkerProcess(log_format=log_format)
-                    except OSError as error:
-                        _log.warning("no worker can be started now: %s", error)
+                if one.is_running or has_ended.is_set():
+                    continue
+                _log.warning("a worker has ended; another one starts")
+                one.wait()
+                try:
+                    running[number] = WorkerProcess(log_format=log_format)
+                # The system has no room for a process; a later round tries again.
+                except OSError as error:
+                    _log.warning("no worker can be started now: %s", error)
 
     keeper = threading.Thread(target=replace, name="workers", daemon=True)
     keeper.start()

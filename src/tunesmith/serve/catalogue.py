@@ -111,7 +111,7 @@ class Catalogue:
         return next((one for one in self.encoders() if one.name == name), None)
 
     def find(self, name: str) -> ServedModel:
-        """Return a model by its name or an alias; a tuned version also by its id, label, or the start of any.
+        """Return a model by its name or an alias; what was tuned by hand also by its id or label.
 
         Raises:
             ModelError: it isn't on offer (`code="model_not_found"`), or several are called so.
@@ -123,7 +123,7 @@ class Catalogue:
             base = _of_embedded(name)
         if base is not None:
             return base
-        found = find_version(name, self._home)
+        found = find_version(name, self._home, short_names_of_jobs=False)
         if not self._offers(found):
             raise ModelError(f"The model '{name[:200]}' isn't on offer here.", code="model_not_found", param="model")
         return _of_version(found)

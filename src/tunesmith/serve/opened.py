@@ -182,7 +182,8 @@ class OpenModel:
         self._refuse_far_too_long(conversation)
         try:
             with self.base.rendering:
-                prompt_ids = self.renderer.for_generation(conversation)
+                # Tools and the template's own words count too, which only the whole text shows.
+                prompt_ids = self.renderer.for_generation(conversation, most_characters=self._most_characters)
         except DataError as error:
             raise RequestError(error.message, fix=error.fix, code=error.code, param="messages") from error
         request = Request(prompt_ids, sampling, self.adapter)
@@ -248,8 +249,13 @@ class OpenModel:
                 param="messages",
             )
 
+    @property
+    def _most_characters(self) -> int:
+        """Characters of the longest text that could fit, however it is cut."""
+        return self.loaded.context_tokens * self.base.longest_token
+
     def _refuse_characters(self, characters: int) -> None:
-        if characters > self.loaded.context_tokens * self.base.longest_token:
+        if characters > self._most_characters:
             raise RequestError(
                 f"The prompt has {characters:,} characters; this model takes {self.loaded.context_tokens:,} tokens.",
                 fix="Shorten the messages.",

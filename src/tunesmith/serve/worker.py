@@ -82,6 +82,20 @@ class Worker:
         """How many requests are waiting or in flight."""
         return self._unfinished
 
+    def check_count(self, count: int) -> None:
+        """Refuse more requests at once than there is ever room for; ask before many of them are made.
+
+        Raises:
+            RequestError: there are (`too_many_answers`).
+        """
+        if count > self._capacity:
+            raise RequestError(
+                f"This server gives at most {self._capacity} answers at once.",
+                fix="Ask for fewer answers.",
+                code="too_many_answers",
+                param="n",
+            )
+
     def submit(self, requests: Sequence[Request | ScoreRequest], listener: Listener) -> Ticket:
         """Queue requests, all or none; `listener` hears of each until it ends.
 
@@ -89,18 +103,12 @@ class Worker:
             RequestError: a request can't be answered, there are more than fit at all, or too many wait already
                 (`code="overloaded"`).
         """
+        self.check_count(len(requests))
         for request in requests:
             if isinstance(request, ScoreRequest):
                 self.opened.engine.check_score(request)
             else:
                 self.opened.engine.check(request)
-        if len(requests) > self._capacity:
-            raise RequestError(
-                f"This server gives at most {self._capacity} answers at once.",
-                fix="Ask for fewer answers.",
-                code="too_many_answers",
-                param="n",
-            )
         ticket = Ticket(tuple(requests), listener)
         with self._wake:
             if self._is_closing:
