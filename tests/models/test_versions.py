@@ -163,9 +163,10 @@ def test_a_missing_file_is_noticed(home):
     assert refused.value.code == "digest_mismatch"
 
 
-def test_a_damaged_manifest_hides_one_model_only(home):
+@pytest.mark.parametrize("content", ['{"id": ', "[" * 100_000, "[]", '{"id": 1}'])
+def test_a_damaged_manifest_hides_one_model_only(home, content):
     good, bad = add(home, 1.0), add(home, 2.0)
-    (bad.folder / "manifest.json").write_text('{"id": ')
+    (bad.folder / "manifest.json").write_text(content)
     assert list_versions(home) == [good]
     (error,) = damaged_versions(home)
     assert error.where == str(bad.folder / "manifest.json")

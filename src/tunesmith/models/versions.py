@@ -267,7 +267,7 @@ def _read(folder: Path) -> ModelVersion:
     try:
         status = manifest.stat()
         return _parsed(folder, (status.st_ino, status.st_mtime_ns, status.st_size))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             "The manifest of this model is missing or damaged.",
             where=str(manifest),

@@ -9,7 +9,7 @@ import time
 from tunesmith.errors import StorageError
 from tunesmith.record.database import Database
 from tunesmith.record.webhook_endpoints import Webhook
-from tunesmith.record.webhooks import Delivery, Webhooks
+from tunesmith.record.webhooks import Delivery, Outcome, Webhooks
 from tunesmith.rest.webhook_sending import send
 
 _LOOK_SECONDS = 1.0
@@ -56,6 +56,10 @@ class Courier:
             except StorageError as error:
                 _log.warning("webhooks have to wait: %s", error.message)
                 continue
+            except Exception as error:
+                # Whatever it was, the thread that looks must not end: nothing would be delivered any more.
+                _log.error("webhooks have to wait", exc_info=error)
+                continue
             for delivery, webhook in found:
                 with self._changed:
                     self._busy.add(webhook.id)
@@ -63,7 +67,7 @@ class Courier:
 
     def _deliver(self, delivery: Delivery, webhook: Webhook) -> None:
         try:
-            outcome = send(webhook, delivery)
+            outcome = _sent(webhook, delivery)
             self._webhooks.settle(delivery, outcome)
             if not outcome.is_good:
                 _log.warning(
@@ -77,3 +81,12 @@ class Courier:
             with self._changed:
                 self._busy.discard(webhook.id)
                 self._changed.notify_all()
+
+
+def _sent(webhook: Webhook, delivery: Delivery) -> Outcome:
+    """Send an event. What nobody foresaw is a failed attempt, lest the event be tried without end."""
+    try:
+        return send(webhook, delivery)
+    except Exception as error:
+        _log.error("sending %s failed", delivery.event_id, exc_info=error)
+        return Outcome(None, "The event couldn't be sent.")

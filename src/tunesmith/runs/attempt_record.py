@@ -106,6 +106,9 @@ class AttemptRecord:
             except StorageError as error:
                 # It is told later, or the lease ends and the attempt with it.
                 _log.warning("the record can't be written now: %s", error)
+            except Exception as error:
+                # This thread must not end without a word; the attempt's next own write meets the same error and fails.
+                _log.error("the record can't be written", exc_info=error)
 
 
 class JobObserver(Observer):
