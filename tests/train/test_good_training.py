@@ -251,7 +251,7 @@ def test_overfitting_is_seen_and_not_imagined():
 
 
 def test_overfitting_is_told_once(tmp_path, tiny):
-    settings = {"learning_rate": 0.03, "schedule": "constant", "epochs": 40, "validate_every_steps": 8}
+    settings = {"learning_rate": 0.01, "schedule": "constant", "epochs": 40, "validate_every_steps": 8}
     bench = GoodBench(tmp_path, tiny, optimisation=settings)
     bench.loop().run()
     said = [event for event in bench.events.events() if event.type == "overfitting"]
