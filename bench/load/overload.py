@@ -14,6 +14,9 @@ from tunesmith.models.resolve import resolve_base
 
 #: What is computed side by side, and what may wait.
 _BATCH, _WAITING = 4, 4
+#: Keys and values of what was answered are kept up to a bound, by default gigabytes, which a flood of different prompts
+#: fills. With little for them, what else a flood leaves behind is seen.
+_CACHE_BYTES = 64 << 20
 _CALM_CLIENTS = 2
 _OVERLOAD = 10
 _TOKENS = 12
@@ -27,7 +30,7 @@ def measure(seconds: float = 120.0) -> Load:
     """Answer a few clients, then ten times as many as there is room for, then a few again."""
     with new_home() as home:
         resolve_base(BASE, home)
-        settings = {"max_batch": _BATCH, "max_waiting": _WAITING, "models": [BASE]}
+        settings = {"max_batch": _BATCH, "max_waiting": _WAITING, "models": [BASE], "cache_bytes": _CACHE_BYTES}
         with serving(home, threads=usable_cores(), **settings) as server:
             crowd(server.url, _CALM_CLIENTS, _CALM_SECONDS / 3, _chat)
             before = crowd(server.url, _CALM_CLIENTS, _CALM_SECONDS, _chat)
@@ -42,7 +45,8 @@ def measure(seconds: float = 120.0) -> Load:
     calm, again = percentile(before, 0.99), percentile(after, 0.99)
     work = (
         f"{_CALM_CLIENTS} chats at once, then {_OVERLOAD * (_BATCH + _WAITING)} for {seconds:.0f} s where "
-        f"{_BATCH + _WAITING} have room: {len(answered):,} answered, {len(shed):,} refused with 429"
+        f"{_BATCH + _WAITING} have room: {len(answered):,} answered, {len(shed):,} refused with 429; "
+        f"{_CACHE_BYTES >> 20} MiB for keys and values"
     )
     return Load(
         "L10",
