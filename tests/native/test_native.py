@@ -143,6 +143,15 @@ def test_the_loss_and_its_gradient_equal_float32(rows, size, sharpness, seed):
 
 
 @needs_kernels
+@pytest.mark.parametrize("target", [-1, 3])
+def test_a_target_outside_the_vocabulary_is_refused_before_anything_is_written(target):
+    logits = torch.zeros(2, 3).bfloat16()
+    with pytest.raises(IndexError, match="for 3 tokens"):
+        kernels().cross_entropy(logits, torch.tensor([0, target]), torch.ones(2))
+    assert not logits.any()
+
+
+@needs_kernels
 def test_the_loss_of_impossible_and_certain_targets_is_finite():
     logits = torch.tensor([[0.0, -3e38, 3e38], [1e4, 0.0, -1e4]]).bfloat16()
     losses, hits = kernels().cross_entropy(logits, torch.tensor([2, 1]), torch.ones(2))

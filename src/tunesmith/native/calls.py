@@ -201,7 +201,13 @@ class Kernels:
             logits: (M, V) without gaps; with weights, they become the weighted sum's gradient by them.
             targets: (M,) int64.
             weights: (M,), used in float32; None: no gradient is wanted.
+
+        Raises:
+            IndexError: a target is outside the vocabulary; the kernel would write where nobody should.
         """
+        lowest, highest = (int(bound) for bound in torch.aminmax(targets))
+        if lowest < 0 or highest >= logits.shape[1]:
+            raise IndexError(f"targets from {lowest} to {highest} for {logits.shape[1]} tokens")
         losses, hits = torch.empty(len(targets)), torch.empty(len(targets))
         targets = targets.contiguous()
         factors = None if weights is None else weights.to(torch.float32).contiguous()
