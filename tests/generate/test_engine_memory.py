@@ -14,7 +14,9 @@ from tunesmith.chat.renderer import ChatRenderer
 from tunesmith.errors import ModelError, RequestError
 from tunesmith.generate.choice import decoder_for
 from tunesmith.generate.engine import Engine
+from tunesmith.generate.pages import PageMemory
 from tunesmith.generate.request import Delta, Request, ScoreDone, ScoreRequest
+from tunesmith.generate.room import pages_taken_at_once
 from tunesmith.models.adapters.served import LowRank, ServedAdapter
 from tunesmith.models.load import LoadedModel
 from tunesmith.models.quiet import quiet_libraries
@@ -324,3 +326,15 @@ def test_a_broken_adapter_harms_nobody_else():
         assert tokens(done[request_id] for request_id in ids[::2]) == true
         assert {done[request_id].error.code for request_id in ids[1::2]} == {"logits_not_finite"}
     assert tokens(e.generate(requests)) == true
+
+
+def test_memory_is_taken_before_there_are_requests_within_bounds():
+    assert pages_taken_at_once(1 << 20, total=100_000, max_batch=1000) == 512, "half a gibibyte at most"
+    assert pages_taken_at_once(1 << 20, total=800, max_batch=1000) == 100, "an eighth of what there is"
+    assert pages_taken_at_once(1 << 20, total=100_000, max_batch=2) == 16, "what requests fill at first"
+    memory = PageMemory(40)
+    memory.take({0: torch.empty(2, 0, 16), 3: torch.empty(1, 0, 32)}, 5)
+    for layer, shape in ((0, (40, 2, 64, 16)), (3, (40, 1, 64, 32))):
+        like = torch.ones(shape[1], 1, shape[3])  # a layer that is there isn't made again
+        assert [tuple(kept.shape) for kept in memory.layer(layer, like)] == [shape] * 2
+        assert not any(kept.any() for kept in memory.layer(layer, like))

@@ -8,11 +8,12 @@ attention reads them in place.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from tunesmith.native.memory import zeros
 
 #: Tokens in a page.
 PAGE_TOKENS = 64
@@ -97,8 +98,8 @@ class PagePool:
 class PageMemory:
     """For each layer, keys and values of shape (pages, key heads, 64, head size).
 
-    Memory on a CPU is taken from the operating system page by page, as it is written. A layer appears when it is first
-    written; layers may differ in heads and sizes.
+    Memory on a CPU is taken from the operating system as it is written. A layer appears when it is first written;
+    layers may differ in heads and sizes.
 
     Args:
         total: number of pages.
@@ -115,6 +116,18 @@ class PageMemory:
             shape = (self._total, like.shape[0], PAGE_TOKENS, like.shape[2])
             self._keys[layer], self._values[layer] = _zeros(shape, like), _zeros(shape, like)
         return self._keys[layer], self._values[layer]
+
+    def take(self, layers: Mapping[int, Tensor], pages: int) -> None:
+        """Take the memory of the first `pages` pages, before they are used: while answers grow, that would stop them.
+
+        Args:
+            layers: what keys of each layer are like, (heads, 0, size).
+            pages: how many.
+        """
+        for layer, like in layers.items():
+            for kept in self.layer(layer, like):
+                if kept.device.type == "cpu":
+                    kept[:pages] = 0
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy whole pages; all are read before one is written."""
@@ -138,6 +151,4 @@ def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return zeros, which cost nothing on a CPU until they are written over."""
     if like.device.type != "cpu":
         return like.new_zeros(shape)
-    # Unlike torch, NumPy takes zeroed memory from the operating system without touching it.
-    integers = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}[like.element_size()]
-    return torch.from_numpy(np.zeros(shape, dtype=integers)).view(like.dtype)
+    return zeros(shape, like.dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.native.calls import ADDED, GATED, PANEL, STORED, UPDATED, WIDE, Kernels, ProductArguments
+from tunesmith.native.memory import zeros
 
 
 class NativeProduct:
@@ -21,15 +22,18 @@ class NativeProduct:
 
     def __init__(self, kernels: Kernels, weight: Tensor, bias: Tensor | None) -> None:
         self.kernels = kernels
-        self.outputs, self._depth = weight.shape
+        self.outputs, self.depth = weight.shape
         self._panels = _packed(weight.detach())
         self._bias = None if bias is None else bias.detach().float().contiguous()
-        self._arguments = ProductArguments(
-            weight=self._panels.data_ptr(),
-            bias=None if self._bias is None else self._bias.data_ptr(),
-            depth=self._depth,
-            outputs=self.outputs,
-        )
+        self._arguments = ProductArguments()
+        self.describe(self._arguments)
+
+    def describe(self, arguments: ProductArguments, second: NativeProduct | None = None) -> None:
+        """Fill in what is the same for all rows, for a gated product with a second weight."""
+        arguments.weight, arguments.depth, arguments.outputs = self._panels.data_ptr(), self.depth, self.outputs
+        arguments.bias = None if self._bias is None else self._bias.data_ptr()
+        if second is not None:
+            arguments.second, arguments.second_bias = second._arguments.weight, second._arguments.bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (M, in) to (M, out)."""
@@ -39,7 +43,7 @@ class NativeProduct:
         """Return `self(x) + further(further_x)`, rounded once, added to `into` in place if there is one."""
         arguments = self._arguments
         arguments.further_x, arguments.further_stride = further_x.data_ptr(), further_x.stride(0)
-        arguments.further_weight, arguments.further_depth = further._arguments.weight, further._depth
+        arguments.further_weight, arguments.further_depth = further._arguments.weight, further.depth
         try:
             if into is None:
                 return self(x)
@@ -65,12 +69,12 @@ class NativeProduct:
 
     def gated(self, x: Tensor, up: NativeProduct) -> Tensor:
         """Return `silu(self(x)) * up(x)`."""
-        self._arguments.second, self._arguments.second_bias = up._arguments.weight, up._arguments.bias
+        self.describe(self._arguments, up)
         return self._computed(GATED, x, x.new_empty(len(x), self.outputs))
 
     def weight(self) -> Tensor:
         """Return W (out, in)."""
-        return self._panels.permute(0, 2, 1, 3).reshape(-1, self._depth)[: self.outputs]
+        return self._panels.permute(0, 2, 1, 3).reshape(-1, self.depth)[: self.outputs]
 
     def _computed(self, kind: int, x: Tensor, out: Tensor, other: Tensor | None = None) -> Tensor:
         if x.stride(1) != 1:
@@ -91,4 +95,5 @@ def _packed(weight: Tensor) -> Tensor:
     panels = -(-outputs // PANEL)
     if panels * PANEL != outputs:
         weight = torch.cat([weight, weight.new_zeros(panels * PANEL - outputs, depth)])
-    return weight.view(panels, PANEL, depth // 2, 2).permute(0, 2, 1, 3).contiguous()
+    laid_out = weight.view(panels, PANEL, depth // 2, 2).permute(0, 2, 1, 3)
+    return zeros(tuple(laid_out.shape), weight.dtype).copy_(laid_out)
