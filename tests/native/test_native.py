@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from tunesmith.generate.lean_layer import native_norm
 from tunesmith.generate.native_attention import NativeAttention, can_attend
 from tunesmith.generate.pages import PAGE_TOKENS
 from tunesmith.native import build
 from tunesmith.native.calls import kernels
+from tunesmith.native.layers import NativeNorm
 from tunesmith.native.product import NativeProduct
 
 needs_kernels = pytest.mark.skipif(kernels() is None, reason="no C compiler, or a processor without AVX512-BF16")
@@ -174,7 +174,7 @@ def test_norms_equal_float32(shape, threads):
     x = x[:, 1 : shape[1] + 1] if len(shape) == 3 else x
     factors = torch.rand(shape[-1]) + 0.5
     expected = functional.rms_norm(x.float(), [shape[-1]], factors, 1e-5)
-    assert close(native_norm(kernels(), factors, 1e-5)(x), expected)
+    assert close(NativeNorm(kernels(), factors, 1e-5)(x), expected)
 
 
 def rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -265,3 +265,19 @@ def test_one_can_do_without(monkeypatch):
     monkeypatch.setenv("TUNESMITH_NATIVE", "0")
     monkeypatch.setattr(subprocess, "run", None)
     assert build.library.__wrapped__() is None
+
+
+@needs_kernels
+@given(
+    rows=st.integers(1, 5),
+    size=st.integers(1, 3000),
+    values=st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.0, np.nan, np.inf, -np.inf]), min_size=1, max_size=7),
+    seed=st.integers(0, 9),
+)
+def test_the_greatest_is_found_where_numpy_finds_it(rows, size, values, seed):
+    drawn = np.random.default_rng(seed).choice(np.array(values, dtype=np.float32), (rows, size))
+    places = drawn.argmax(axis=1)
+    expected = [place if np.isfinite(row[place]) else -1 for place, row in zip(places, drawn, strict=True)]
+    with_gaps = torch.from_numpy(np.concatenate([drawn, drawn + 1], axis=1))[:, :size]
+    assert kernels().likeliest(with_gaps).tolist() == expected
+    assert kernels().likeliest(torch.from_numpy(np.ascontiguousarray(drawn.T)).t()).tolist() == expected

@@ -7,7 +7,7 @@ for as long as it has its weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ref
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tunesmith.generate.chain import Chain
 from tunesmith.generate.lean_layer import AttentionCall, LeanLayer, Step
 from tunesmith.generate.linear_map import LinearMap, original_forward
 from tunesmith.models.adapters.frozen import is_adaptable
 from tunesmith.models.adapters.lora_layer import LoraLinear
+from tunesmith.native.layers import LayerParts
 
 #: Tokens on which lean layers are tried.
 _TRIED_TOKENS = 6
@@ -71,7 +73,8 @@ def exchange(model: PreTrainedModel, step: Step, *, pack: bool, free: bool) -> E
         free: whether the originals of what was copied are given up.
     """
     found = Exchanged()
-    for name, module, seen in _watched(model):
+    watched = _watched(model)
+    for name, module, seen in watched:
         try:
             lean = LeanLayer(name, module, seen.call, step, pack=pack)
             right = _same(lean, seen, step)
@@ -80,6 +83,7 @@ def exchange(model: PreTrainedModel, step: Step, *, pack: bool, free: bool) -> E
         if right:
             found.layers[name] = lean
             found.maps |= {part: made for made in lean.maps for part in made.names}
+    _chain([(found.layers.get(name), seen) for name, _, seen in watched])
     inner = {module.linear for module in model.modules() if isinstance(module, LoraLinear)}
     for name, module in model.get_decoder().named_modules(prefix=_decoder_name(model)):
         if name not in found.maps and module not in inner and (is_adaptable(module) or isinstance(module, LoraLinear)):
@@ -165,6 +169,27 @@ def _watched(model: PreTrainedModel) -> list[tuple[str, nn.Module, _Seen]]:
             seen = _Seen(inputs[0], named["position_embeddings"], result, layout.calls[index])
             found.append((names[layer], layer, seen))
     return found
+
+
+def _chain(layers: Sequence[tuple[LeanLayer | None, _Seen]]) -> None:
+    """Let layers between which the model does nothing be computed in one call, where the kernels can."""
+    chains: list[list[tuple[LeanLayer, LayerParts]]] = []
+    before: _Seen | None = None
+    for lean, seen in layers:
+        parts = None if lean is None else lean.parts()
+        if lean is None or parts is None:
+            before = None
+            continue
+        goes_on = before is not None and seen.hidden is before.result and seen.embeddings is before.embeddings
+        if goes_on and parts.can_follow(chains[-1][-1][1]):
+            chains[-1].append((lean, parts))
+        else:
+            chains.append([(lean, parts)])
+        before = seen
+    for links in chains:
+        chain = Chain([parts for _, parts in links])
+        for position, (link, _) in enumerate(links):
+            link.chain, link.is_first = chain, position == 0
 
 
 def _same(lean: LeanLayer, seen: _Seen, step: Step) -> bool:

@@ -37,7 +37,7 @@ class StepLayout:
     def __init__(
         self, memory: PageMemory, decoding: Sequence[Piece], chunks: Sequence[Piece], device: torch.device
     ) -> None:
-        self._memory = memory
+        self.memory = memory
         self._device = device
         self._pieces = (*decoding, *chunks)
         self._rows = DecodingRows([piece.pages for piece in decoding], [p.position for p in decoding], device)
@@ -80,11 +80,16 @@ class StepLayout:
         Returns:
             (T, heads x D).
         """
+        key_heads, size = (together.shape[1] - heads) // 2, together.shape[2]
+        keys, values = self.memory.layer(layer, together.new_empty(key_heads, 0, size))
+        return self.native.attend(together, heads, rotation, keys, values, scale, window_tokens)
+
+    @property
+    def native(self) -> NativeAttention:
+        """The rows as the kernels' attention has them."""
         if self._native is None:
             self._native = self._make_native()
-        key_heads, size = (together.shape[1] - heads) // 2, together.shape[2]
-        keys, values = self._memory.layer(layer, together.new_empty(key_heads, 0, size))
-        return self._native.attend(together, heads, rotation, keys, values, scale, window_tokens)
+        return self._native
 
     def _make_native(self) -> NativeAttention:
         found = kernels()
@@ -110,7 +115,7 @@ class StepLayout:
         softcap: float | None,
     ) -> Tensor:
         """See `Layout.attend`; B is 1 and T the number of tokens in this step."""
-        keys, values = self._memory.layer(layer, key[0])
+        keys, values = self.memory.layer(layer, key[0])
         heads, size = keys.shape[1], keys.shape[3]
         into = self._rows_written(heads)
         keys.view(-1, size).index_copy_(0, into, key[0].transpose(0, 1).reshape(-1, size))

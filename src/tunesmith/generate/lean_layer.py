@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.generate.chain import Chain
 from tunesmith.generate.layout import StepLayout
 from tunesmith.generate.linear_map import AdapterRows, LinearMap
 from tunesmith.generate.native_attention import can_attend
 from tunesmith.models.attention import Layout
-from tunesmith.native.calls import LANES, Kernels, kernels_for
+from tunesmith.native.calls import LANES, kernels_for
+from tunesmith.native.layers import LayerParts, NativeNorm
+from tunesmith.native.product import NativeProduct
 
 Norm = Callable[[Tensor], Tensor]
 Rotation = tuple[Tensor, Tensor]
@@ -96,6 +99,9 @@ class LeanLayer:
             self._after = self._after_mlp = None
             self._before_mlp = norm_of(module.post_attention_layernorm)  # type: ignore[arg-type]
         self._mlp = GatedMlp.of(f"{name}.mlp", module.mlp, step, pack=pack)  # type: ignore[arg-type]
+        #: The layers that are computed in one call, this one among them, and whether it is the first; see `chain`.
+        self.chain: Chain | None = None
+        self.is_first = False
 
     @property
     def maps(self) -> list[LinearMap]:
@@ -105,7 +111,11 @@ class LeanLayer:
     def __call__(self, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
         """Map (1, T, H) to (1, T, H)."""
         flat = hidden[0]
-        rows = self._step.rows
+        rows, layout = self._step.rows, self._step.layout
+        if self.chain is not None and not rows and isinstance(layout, StepLayout):
+            if not self.is_first:
+                return hidden
+            return self.chain(flat, self._step.rotation(position_embeddings), layout).unsqueeze(0)
         attended = self._attend(self._before(flat), self._step.rotation(position_embeddings))
         if self._after is None:
             flat = self._out.added_to(flat, attended, rows)
@@ -121,6 +131,37 @@ class LeanLayer:
         else:
             flat = flat + self._after_mlp(self._mlp(inner))
         return flat.unsqueeze(0)
+
+    def parts(self) -> LayerParts | None:
+        """Return the layer as the kernels compute it, or None if one of its parts isn't theirs."""
+        mlp, before, between = self._mlp, self._before, self._before_mlp
+        if not self._is_native or self._after is not None or not isinstance(mlp, GatedMlp) or not mlp.is_silu:
+            return None
+        products = [product for made in self.maps if isinstance(product := made.bare(()), NativeProduct)]
+        if len(products) < len(self.maps) or not isinstance(before, NativeNorm) or not isinstance(between, NativeNorm):
+            return None
+        head_norms = None
+        if self._query_norm is not None:
+            if not isinstance(self._query_norm, NativeNorm) or not isinstance(self._key_norm, NativeNorm):
+                return None
+            head_norms = self._query_norm, self._key_norm
+        qkv, out, gate, up, down = products
+        return LayerParts(
+            index=self._call.layer,
+            before=before,
+            between=between,
+            head_norms=head_norms,
+            qkv=qkv,
+            out=out,
+            gate=gate,
+            up=up,
+            down=down,
+            heads=self._query_heads,
+            key_heads=self._key_heads,
+            size=self._head_size,
+            scale=self._call.scale,
+            window_tokens=self._call.window_tokens,
+        )
 
     def _attend(self, x: Tensor, rotation: Rotation) -> Tensor:
         """Map (T, H) to (T, query heads x D)."""
@@ -165,7 +206,7 @@ class GatedMlp:
     def __init__(self, gate: LinearMap, up: LinearMap, down: LinearMap, act: nn.Module, step: Step) -> None:
         self.maps = [gate, up, down]
         self._act, self._step = act, step
-        self._is_silu = isinstance(act, nn.SiLU) or type(act).__name__ == "SiLUActivation"
+        self.is_silu = isinstance(act, nn.SiLU) or type(act).__name__ == "SiLUActivation"
 
     @classmethod
     def of(cls, name: str, module: nn.Module, step: Step, *, pack: bool) -> GatedMlp | nn.Module:
@@ -188,7 +229,7 @@ class GatedMlp:
     def _inner(self, x: Tensor) -> Tensor:
         gate, up, _ = self.maps
         rows = self._step.rows
-        if self._is_silu:
+        if self.is_silu:
             bare = gate.bare(rows), up.bare(rows)
             if bare[0] is not None and bare[1] is not None:
                 return bare[0].gated(x, bare[1])  # type: ignore[arg-type]
@@ -216,24 +257,12 @@ def norm_of(module: nn.Module) -> Norm:
     forms: list[Norm] = [plain, adding_one]
     kernels = kernels_for(weight)
     if kernels is not None and size[0] % LANES == 0:
-        forms = [native_norm(kernels, f, epsilon) for f in (weight.detach().float(), factor)] + forms
+        forms = [NativeNorm(kernels, f, epsilon) for f in (weight.detach().float(), factor)] + forms
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(4, *size, generator=generator).mul_(3).to(weight.device, weight.dtype)
     expected = module(probe)
     tolerance = 8 * torch.finfo(weight.dtype).eps
     return next((f for f in forms if torch.allclose(f(probe), expected, rtol=tolerance, atol=tolerance)), module)
-
-
-def native_norm(kernels: Kernels, factors: Tensor, epsilon: float) -> Norm:
-    """Return a normalisation of (M, [heads,] size) by the kernels."""
-
-    def normalised(x: Tensor) -> Tensor:
-        has_gaps = x.stride(-1) != 1 or (x.dim() == 3 and x.stride(1) != x.shape[2])
-        out = torch.empty(x.shape, dtype=x.dtype)
-        kernels.norm(x.contiguous() if has_gaps else x, factors, epsilon, out)
-        return out
-
-    return normalised
 
 
 def _optional_norm(module: nn.Module, name: str) -> Norm | None:

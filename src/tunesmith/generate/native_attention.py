@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from tunesmith.native.calls import AttentionArguments, Kernels
+from tunesmith.native.calls import AttentionArguments, Kernels, StepArguments, TurningArguments
 
 #: What attention.c has room for: numbers of a head, and queries of a tile.
 _MOST_SIZE, _MOST_QUERIES = 256, 24
@@ -64,28 +64,43 @@ class NativeAttention:
             scale: factor on the scores.
             window_tokens: how many tokens a token sees; None: all.
         """
-        self._kernels.rotate_and_keep(together, heads, rotation, keys, values, self._slots)
-        key_heads, size = keys.shape[1], keys.shape[3]
+        rows, _, size = together.shape
+        key_heads = keys.shape[1]
         tiles = self._tiles_of(_MOST_QUERIES // (heads // key_heads))
-        out = together.new_empty(len(together), heads * size)
+        out = together.new_empty(rows, heads * size)
+        shared = {
+            "keys": keys.data_ptr(), "values": values.data_ptr(), "heads": heads, "key_heads": key_heads, "size": size,
+        }  # fmt: skip
+        self._kernels.turn_and_keep(
+            TurningArguments(
+                together=together.data_ptr(),
+                cosines=rotation[0].data_ptr(),
+                sines=rotation[1].data_ptr(),
+                slots=self._slots.data_ptr(),
+                rows=rows,
+                **shared,
+            )
+        )
         self._kernels.attend(
             AttentionArguments(
                 queries=together.data_ptr(),
-                keys=keys.data_ptr(),
-                values=values.data_ptr(),
                 pages=self._pages.ctypes.data,
                 tiles=tiles.ctypes.data,
                 out=out.data_ptr(),
                 tile_count=len(tiles),
                 query_stride=together.stride(0),
-                heads=heads,
-                key_heads=key_heads,
-                size=size,
                 window=window_tokens or 0,
                 scale=scale,
+                **shared,
             )
         )
         return out
+
+    def place(self, step: StepArguments, group: int) -> None:
+        """Say where the rows of a step stand, for layers whose keys are read by `group` heads each."""
+        tiles = self._tiles_of(_MOST_QUERIES // group)
+        step.slots, step.pages = self._slots.data_ptr(), self._pages.ctypes.data
+        step.tiles, step.tile_count = tiles.ctypes.data, len(tiles)
 
     def _tiles_of(self, most_rows: int) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
         """Return (tiles, 4): first row, rows, where the text's pages begin, position of the first row."""

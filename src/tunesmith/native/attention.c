@@ -3,26 +3,22 @@
  * (Dao et al. 2022, arXiv:2205.14135). Sums are in float32. A query's result depends on its own text alone.
  */
 #include "attention.h"
+#include "parts.h"
 
 enum { MOST_QUERIES = 24 };
 
-/* Of a tile: consecutive rows of one text. */
-typedef struct {
-    int32_t first_row, rows, pages_begin, position;
-} Tile;
+/* The number of the first page that a tile sees anything of. */
+INLINE long first_page(const Attention *a, const Tile *tile) {
+    return a->window > 0 && tile->position >= a->window ? (tile->position - a->window + 1) / PAGE : 0;
+}
 
-typedef struct {
-    const bf16 *queries; /* (rows, ..., size), heads one after the other */
-    const bf16 *keys, *values; /* (pages, key_heads, 64, size); size is a multiple of 32 */
-    const int32_t *pages; /* of all texts one after the other */
-    const Tile *tiles;
-    bf16 *out; /* (rows, heads, size) */
-    long tile_count, query_stride, heads, key_heads, size, window;
-    float scale;
-} Attention;
+/* Where keys (and values) of one head begin in a tile's page of this number. */
+INLINE long place_of(const Attention *a, const Tile *tile, long key_head, long number) {
+    return (a->pages[tile->pages_begin + number] * a->key_heads + key_head) * PAGE * a->size;
+}
 
-/* All queries of a tile that share one key head. */
-static void attend_tile(const Attention *a, const Tile *tile, long key_head) {
+/* All queries of a tile that share one key head. The keys that this thread reads next begin at `after`. */
+static void attend_tile(const Attention *a, const Tile *tile, long key_head, long after) {
     const long group = a->heads / a->key_heads, size = a->size, queries = tile->rows * group;
     const bf16 *query[MOST_QUERIES];
     float sums[MOST_QUERIES][MOST_SIZE], scores[6][PAGE], most[MOST_QUERIES], total[MOST_QUERIES];
@@ -35,16 +31,12 @@ static void attend_tile(const Attention *a, const Tile *tile, long key_head) {
         for (long j = 0; j < size; j += LANES) _mm512_storeu_ps(sums[i] + j, _mm512_setzero_ps());
     }
     const long last = tile->position + tile->rows - 1;
-    const long first = a->window > 0 && tile->position >= a->window ? tile->position - a->window + 1 : 0;
-    for (long number = first / PAGE; number <= last / PAGE; number++) {
-        const long page = a->pages[tile->pages_begin + number], at = (page * a->key_heads + key_head) * PAGE * size;
+    for (long number = first_page(a, tile); number <= last / PAGE; number++) {
+        const long at = place_of(a, tile, key_head, number);
+        const long next = number < last / PAGE ? place_of(a, tile, key_head, number + 1) : after;
         /* What no query sees isn't read. */
         const long seen = last + 1 - number * PAGE, keys = seen < PAGE ? seen : PAGE;
         pack_keys(a->keys + at, a->values + at, keys, size, packed);
-        if (number < last / PAGE) {
-            const long next = a->pages[tile->pages_begin + number + 1];
-            fetch(a->keys + (next * a->key_heads + key_head) * PAGE * size, PAGE * size);
-        }
         for (long begin = 0; begin < queries; begin += 6) {
             const int count = queries - begin < 6 ? (int)(queries - begin) : 6;
             float decay[6];
@@ -59,8 +51,13 @@ static void attend_tile(const Attention *a, const Tile *tile, long key_head) {
             }
             long part = 0;
             for (; part + 4 * LANES <= size; part += 4 * LANES)
-                add_some_values(count, 4, scores, a->values + at + part, keys, size, sums[begin] + part, decay);
-            if (part < size) add_some_values(count, 2, scores, a->values + at + part, keys, size, sums[begin] + part, decay);
+                add_some_values(
+                    count, 4, scores, a->values + at + part, keys, size, sums[begin] + part, decay, a->keys + next + part
+                );
+            if (part < size)
+                add_some_values(
+                    count, 2, scores, a->values + at + part, keys, size, sums[begin] + part, decay, a->keys + next + part
+                );
         }
     }
     for (long i = 0; i < queries; i++) {
@@ -72,11 +69,24 @@ static void attend_tile(const Attention *a, const Tile *tile, long key_head) {
     }
 }
 
-void attend(const Attention *a, long threads) {
+void attend_part(const Attention *a) {
+    const long threads = omp_get_num_threads();
     /* A page's heads lie side by side, so one thread reads them one after the other, unless there are too few texts. */
-    const long together = a->tile_count >= 4 * threads ? a->key_heads : 1;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
-    for (long item = 0; item < a->tile_count * a->key_heads / together; item++)
-        for (long i = item * together; i < (item + 1) * together; i++)
-            attend_tile(a, a->tiles + i / a->key_heads, i % a->key_heads);
+    const long together = a->tile_count >= 4 * threads ? a->key_heads : 1, items = a->tile_count * a->key_heads / together;
+#pragma omp for schedule(dynamic, 1)
+    for (long item = 0; item < items; item++)
+        for (long i = item * together; i < (item + 1) * together; i++) {
+            /* After its item, this thread will probably get the one that is as many items behind as there are threads. */
+            const long likely = i + 1 < (item + 1) * together ? i + 1 : (item + threads) * together;
+            const long then = likely < a->tile_count * a->key_heads ? likely : i;
+            const Tile *coming = a->tiles + then / a->key_heads;
+            const long after = place_of(a, coming, then % a->key_heads, first_page(a, coming));
+            attend_tile(a, a->tiles + i / a->key_heads, i % a->key_heads, after);
+        }
+}
+
+/* Let queries attend with `threads` threads. */
+void attend(const Attention *a, long threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    attend_part(a);
 }

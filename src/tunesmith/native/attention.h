@@ -1,11 +1,11 @@
-/* Parts of attention: keys are read 64 at a time, queries up to 6. */
+/* Parts of attention: keys are read a page at a time, queries up to 6. */
 #ifndef TUNESMITH_ATTENTION_H
 #define TUNESMITH_ATTENTION_H
 
 #include "bf16.h"
 
-/* Keys that are read at once, and numbers that a head has at most (a multiple of 32). */
-enum { PAGE = 64, MOST_SIZE = 256 };
+/* Numbers that a head has at most (a multiple of 32). */
+enum { MOST_SIZE = 256 };
 
 /* Ask for numbers that are needed soon. */
 INLINE void fetch(const bf16 *from, long count) {
@@ -45,7 +45,10 @@ INLINE void transpose16(const uint32_t *from, long stride, uint32_t *to, long to
     }
 }
 
-/* Lay the first `count` keys of a page (64, size) out as two panels, as `multiply` reads them; fetch their values. */
+/*
+ * Lay the first `count` keys of a page (64, size) out as two panels, as `multiply` reads them; ask for their values. What
+ * is asked for in one go is waited for, so this is done piece by piece.
+ */
 INLINE void pack_keys(const bf16 *keys, const bf16 *values, long count, long size, bf16 *packed) {
     const long pairs = size / 2;
     for (long group = 0; group * LANES < count; group++)
@@ -57,10 +60,13 @@ INLINE void pack_keys(const bf16 *keys, const bf16 *values, long count, long siz
         }
 }
 
-/* Add weights times values of `count` keys to up to 6 queries' sums, 16 x `vectors` numbers of each. */
+/*
+ * Add weights times values of `count` keys to up to 6 queries' sums, 16 x `vectors` numbers of each. As much is asked for
+ * from `ahead` on, unless that is 0.
+ */
 INLINE void add_values(
     const int queries, const int vectors, float (*weights)[PAGE], const bf16 *values, long count, long size, float *sums,
-    const float *decay
+    const float *decay, const bf16 *ahead
 ) {
     __m512 own[6][4];
 #pragma GCC unroll 6
@@ -72,6 +78,9 @@ INLINE void add_values(
         __m512 value[4];
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) value[j] = load_bf16(values + key * size + j * LANES);
+        if (ahead != 0)
+#pragma GCC unroll 2
+            for (int j = 0; j < vectors; j += 2) __builtin_prefetch(ahead + key * size + j * LANES);
 #pragma GCC unroll 6
         for (int i = 0; i < queries; i++) {
             const __m512 weight = _mm512_set1_ps(weights[i][key]);
@@ -87,15 +96,15 @@ INLINE void add_values(
 
 INLINE void add_some_values(
     int queries, const int vectors, float (*weights)[PAGE], const bf16 *values, long count, long size, float *sums,
-    const float *decay
+    const float *decay, const bf16 *ahead
 ) {
     switch (queries) {
-    case 1: add_values(1, vectors, weights, values, count, size, sums, decay); break;
-    case 2: add_values(2, vectors, weights, values, count, size, sums, decay); break;
-    case 3: add_values(3, vectors, weights, values, count, size, sums, decay); break;
-    case 4: add_values(4, vectors, weights, values, count, size, sums, decay); break;
-    case 5: add_values(5, vectors, weights, values, count, size, sums, decay); break;
-    default: add_values(6, vectors, weights, values, count, size, sums, decay); break;
+    case 1: add_values(1, vectors, weights, values, count, size, sums, decay, ahead); break;
+    case 2: add_values(2, vectors, weights, values, count, size, sums, decay, ahead); break;
+    case 3: add_values(3, vectors, weights, values, count, size, sums, decay, ahead); break;
+    case 4: add_values(4, vectors, weights, values, count, size, sums, decay, ahead); break;
+    case 5: add_values(5, vectors, weights, values, count, size, sums, decay, ahead); break;
+    default: add_values(6, vectors, weights, values, count, size, sums, decay, ahead); break;
     }
 }
 

@@ -10,8 +10,8 @@ typedef uint16_t bf16;
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Numbers that one vector holds, and outputs that one panel of a packed weight holds. */
-enum { LANES = 16, PANEL = 32 };
+/* Numbers of a vector, outputs of a panel of a packed weight, and tokens of a page of keys or values. */
+enum { LANES = 16, PANEL = 32, PAGE = 64 };
 
 INLINE __m512 widen(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));

@@ -29,7 +29,10 @@ from tunesmith.record.home import Home
 _log = logging.getLogger(__name__)
 
 _VARIABLE = "TUNESMITH_NATIVE"
-_SOURCES = ("bf16.h", "attention.h", "product.c", "outer.c", "rows.c", "attention.c", "tree.c", "loss.c")
+_SOURCES = (
+    *("bf16.h", "parts.h", "attention.h"),
+    *("product.c", "rows.c", "attention.c", "layers.c", "outer.c", "tree.c", "loss.c", "likeliest.c"),
+)
 _FLAGS = (
     *("-O3", "-std=c11", "-shared", "-fPIC", "-fopenmp", "-mfma"),
     *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16")),

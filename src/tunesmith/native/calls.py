@@ -15,7 +15,7 @@ from tunesmith.native.build import library
 
 #: Outputs of a weight that lie together, as the kernels have it.
 PANEL = 32
-#: Kinds of products; see product.c.
+#: Kinds of products; see parts.h.
 STORED, ADDED, GATED, WIDE, UPDATED = range(5)
 #: Numbers of a narrow row that `sum_outer` takes at once.
 NARROW = 8
@@ -24,7 +24,7 @@ LANES = 16
 
 
 class ProductArguments(ctypes.Structure):
-    """`Product` of product.c."""
+    """`Product` of parts.h."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("x", "weight", "second", "bias", "second_bias", "other", "out")),
@@ -34,13 +34,54 @@ class ProductArguments(ctypes.Structure):
     ]
 
 
+class NormArguments(ctypes.Structure):
+    """`Norm` of parts.h."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "factors", "out", "inverses")),
+        *((name, c_long) for name in ("outer", "inner", "size", "x_stride", "out_stride")),
+        ("epsilon", c_float),
+    ]
+
+
+class TurningArguments(ctypes.Structure):
+    """`Turning` of parts.h."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("together", "cosines", "sines", "keys", "values", "slots")),
+        *((name, c_long) for name in ("rows", "heads", "key_heads", "size")),
+    ]
+
+
 class AttentionArguments(ctypes.Structure):
-    """`Attention` of attention.c."""
+    """`Attention` of parts.h."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("queries", "keys", "values", "pages", "tiles", "out")),
         *((name, c_long) for name in ("tile_count", "query_stride", "heads", "key_heads", "size", "window")),
         ("scale", c_float),
+    ]
+
+
+class LayerArguments(ctypes.Structure):
+    """`Layer` of layers.c."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("before", "between", "query_norm", "key_norm")),
+        *((name, ProductArguments) for name in ("qkv", "out", "gated", "down")),
+        *((name, c_void_p) for name in ("keys", "values")),
+        *((name, c_long) for name in ("heads", "key_heads", "size", "window")),
+        *((name, c_float) for name in ("before_epsilon", "between_epsilon", "query_epsilon", "key_epsilon", "scale")),
+    ]
+
+
+class StepArguments(ctypes.Structure):
+    """`Step` of layers.c."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("hidden", "result", "normal", "together", "attended", "inner")),
+        *((name, c_void_p) for name in ("cosines", "sines", "slots", "pages", "tiles")),
+        *((name, c_long) for name in ("rows", "tile_count")),
     ]
 
 
@@ -56,7 +97,7 @@ class TreeArguments(ctypes.Structure):
 
 
 class Kernels:
-    """The functions of the compiled library; numbers are in bf16, on the CPU."""
+    """The functions of the compiled library; numbers are in bf16 where nothing else is said, on the CPU."""
 
     def __init__(self, compiled: ctypes.CDLL) -> None:
         pointer, number = c_void_p, c_long
@@ -64,21 +105,19 @@ class Kernels:
         self._sum_outer = _function(
             compiled, "sum_outer", [pointer, *[number] * 2, pointer, *[number] * 3, c_float, pointer, pointer, number]
         )
-        self._norm = _function(
-            compiled, "norm", [pointer, *[number] * 4, pointer, c_float, pointer, number, pointer, number]
-        )
+        self._norm = _function(compiled, "norm", [pointer, number])
         self._norm_backward = _function(
             compiled, "norm_backward", [*[pointer] * 3, number, number, pointer, pointer, number]
         )
         self._gate = _function(compiled, "gate", [pointer, pointer, number, pointer, number])
         self._gate_backward = _function(compiled, "gate_backward", [pointer, pointer, number, *[pointer] * 3, number])
         self._rotate = _function(compiled, "rotate", [pointer, *[number] * 3, *[pointer] * 2, number, pointer, number])
-        self._rotate_and_keep = _function(
-            compiled, "rotate_and_keep", [pointer, *[number] * 4, *[pointer] * 5, number, number]
-        )
+        self._turn_and_keep = _function(compiled, "turn_and_keep", [pointer, number])
         self._attend = _function(compiled, "attend", [pointer, number])
+        self._layers = _function(compiled, "decoder_layers", [pointer, number, pointer, number])
         self._attend_tree = _function(compiled, "attend_tree", [pointer, number])
         self._cross_entropy = _function(compiled, "cross_entropy", [pointer, number, number, *[pointer] * 4, number])
+        self._likeliest = _function(compiled, "likeliest", [pointer, *[number] * 3, pointer, number])
         self._pull_tree = _function(compiled, "pull_tree", [pointer, number])
 
     def product(self, arguments: ProductArguments) -> None:
@@ -108,13 +147,19 @@ class Kernels:
             out: as x.
             inverses: one number for each vector, float32; None: they aren't asked for.
         """
-        size = x.shape[-1]
-        inner = 1 if x.dim() == 2 else x.shape[1]
-        self._norm(
-            *(x.data_ptr(), len(x), x.stride(0), inner, size, factors.data_ptr(), epsilon),
-            *(out.data_ptr(), out.stride(0), None if inverses is None else inverses.data_ptr()),
-            torch.get_num_threads(),
+        arguments = NormArguments(
+            x=x.data_ptr(),
+            factors=factors.data_ptr(),
+            out=out.data_ptr(),
+            inverses=None if inverses is None else inverses.data_ptr(),
+            outer=len(x),
+            inner=1 if x.dim() == 2 else x.shape[1],
+            size=x.shape[-1],
+            x_stride=x.stride(0),
+            out_stride=out.stride(0),
+            epsilon=epsilon,
         )
+        self._norm(ctypes.byref(arguments), torch.get_num_threads())
 
     def norm_backward(self, x: Tensor, gradients: Tensor, inverses: Tensor, factors: Tensor) -> Tensor:
         """Return the gradient of `norm` by x (M, size), given that of its result; all without gaps."""
@@ -156,35 +201,17 @@ class Kernels:
         )
         return out
 
-    def rotate_and_keep(
-        self,
-        together: Tensor,
-        heads: int,
-        rotation: tuple[Tensor, Tensor],
-        keys: Tensor,
-        values: Tensor,
-        slots: Tensor,
-    ) -> None:
-        """Turn queries and keys by their positions, in place, and keep keys and values in pages.
-
-        Args:
-            together: (T, heads + 2 K, D), queries, keys and values.
-            heads: how many are queries.
-            rotation: cosines, and sines whose first half has its sign turned, (T, 1, D).
-            keys: (pages, K, 64, D).
-            values: as `keys`.
-            slots: (T,), each token's page times 64 plus its place there.
-        """
-        cosines, sines = rotation
-        self._rotate_and_keep(
-            *(together.data_ptr(), len(together), heads, keys.shape[1], keys.shape[3]),
-            *(cosines.data_ptr(), sines.data_ptr(), keys.data_ptr(), values.data_ptr(), slots.data_ptr()),
-            *(keys.shape[2], torch.get_num_threads()),
-        )
+    def turn_and_keep(self, arguments: TurningArguments) -> None:
+        """Turn queries and keys by their positions, in place, and keep keys and values in pages."""
+        self._turn_and_keep(ctypes.byref(arguments), torch.get_num_threads())
 
     def attend(self, arguments: AttentionArguments) -> None:
         """Let queries attend to pages."""
         self._attend(ctypes.byref(arguments), torch.get_num_threads())
+
+    def layers(self, layers: ctypes.Array[LayerArguments], step: StepArguments) -> None:
+        """Compute consecutive decoder layers."""
+        self._layers(layers, len(layers), ctypes.byref(step), torch.get_num_threads())
 
     def attend_tree(self, arguments: TreeArguments) -> None:
         """Let a token tree's segments attend to their paths."""
@@ -216,6 +243,19 @@ class Kernels:
             *(losses.data_ptr(), hits.data_ptr(), torch.get_num_threads()),
         )
         return losses, hits
+
+    def likeliest(self, logits: Tensor) -> Tensor:
+        """Return the place of each row's greatest (M,), of equal ones the first, for (M, V) in float32.
+
+        It is -1 where it isn't finite, and in rows that hold NaN.
+        """
+        logits = logits if logits.stride(1) == 1 else logits.contiguous()
+        places = torch.empty(len(logits), dtype=torch.int64)
+        self._likeliest(
+            *(logits.data_ptr(), len(logits), logits.stride(0), logits.shape[1], places.data_ptr()),
+            torch.get_num_threads(),
+        )
+        return places
 
 
 @cache

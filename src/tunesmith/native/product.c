@@ -4,31 +4,10 @@
  * A weight (outputs, depth) lies in panels of 32 outputs: [panel][depth / 2][32][2], outputs beyond the last as zeros,
  * so that a product reads it from its beginning to its end and sums two products in one instruction.
  */
-#include "bf16.h"
-
-/* What becomes of a product's sums. */
-enum {
-    STORED = 0, /* rounded to bf16 */
-    ADDED = 1,  /* rounded, then `other` is added and the sum rounded: a residual */
-    GATED = 2,  /* silu(first weight's) times the second weight's, each step rounded */
-    WIDE = 3,   /* float32 */
-    UPDATED = 4 /* added to `other` before anything is rounded: what a narrow product adds to a wide one's result */
-};
+#include "parts.h"
 
 /* Rows whose sums a thread holds at once, and the depth of panels that its cache holds. */
 enum { MOST_ROWS = 192, MOST_DEPTH = 2048 };
-
-typedef struct {
-    const bf16 *x;
-    const bf16 *weight, *second;
-    const float *bias, *second_bias;
-    const bf16 *other;
-    void *out;
-    long rows, depth, outputs, x_stride, other_stride, out_stride, kind;
-    /* A second product with as many outputs (but not gated), whose sums go on where the first one's end; or none. */
-    const bf16 *further_x, *further_weight;
-    long further_depth, further_stride;
-} Product;
 
 /* Store `count` (at most 16) results of one row from column `column` on. */
 INLINE void finish(const Product *p, long row, long column, long count, __m512 sum) {
@@ -114,30 +93,32 @@ INLINE void panel_of_all(const Product *p, const int is_wide, long number, long 
         panel(p, is_wide, number, from, from + MOST_ROWS < end ? from + MOST_ROWS : end);
 }
 
-/* Compute a product with `threads` threads. */
-void product(const Product *p, long threads) {
-    const long panels = (p->outputs + PANEL - 1) / PANEL;
-    if (p->rows * p->depth * p->outputs < 1 << 18) threads = 1;
+void product_part(const Product *p) {
+    const long threads = omp_get_num_threads(), panels = (p->outputs + PANEL - 1) / PANEL;
     /* Few panels for many threads: rows are split too. */
     const long parts = panels >= 4 * threads || p->rows < 12 ? 1 : (4 * threads + panels - 1) / panels;
     const long row_parts = parts * 6 > p->rows ? (p->rows + 5) / 6 : parts;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        long unit, end;
-        share(panels * row_parts, &unit, &end);
-        while (unit < end) {
-            const long part = unit / panels, number = unit % panels;
-            const long first = p->rows * part / row_parts, last = p->rows * (part + 1) / row_parts;
-            if (p->kind == GATED) {
-                panel_of_all(p, 1, number, first, last);
-                unit += 1;
-            } else if (unit + 1 < end && number + 1 < panels) {
-                panel_of_all(p, 1, number, first, last);
-                unit += 2;
-            } else {
-                panel_of_all(p, 0, number, first, last);
-                unit += 1;
-            }
+    long unit, end;
+    share(panels * row_parts, &unit, &end);
+    while (unit < end) {
+        const long part = unit / panels, number = unit % panels;
+        const long first = p->rows * part / row_parts, last = p->rows * (part + 1) / row_parts;
+        if (p->kind == GATED) {
+            panel_of_all(p, 1, number, first, last);
+            unit += 1;
+        } else if (unit + 1 < end && number + 1 < panels) {
+            panel_of_all(p, 1, number, first, last);
+            unit += 2;
+        } else {
+            panel_of_all(p, 0, number, first, last);
+            unit += 1;
         }
     }
+}
+
+/* Compute a product with `threads` threads. */
+void product(const Product *p, long threads) {
+    if (p->rows * p->depth * p->outputs < 1 << 18) threads = 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    product_part(p);
 }

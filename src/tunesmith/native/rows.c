@@ -1,38 +1,33 @@
 /* What is done to single vectors between products: normalisation, rotation by position, keeping keys and values. */
-#include "bf16.h"
+#include "parts.h"
 
-/*
- * x / rms(x) * factors for outer x inner vectors of `size` numbers (Zhang and Sennrich 2019, arXiv:1910.07467).
- * Vectors of one outer row lie one after the other. `inverses`, if it is there, takes each vector's 1 / rms.
- */
-void norm(
-    const bf16 *x, long outer, long outer_stride, long inner, long size, const float *factors, float epsilon, bf16 *out,
-    long out_stride, float *inverses, long threads
-) {
-    const long count = outer * inner;
-    if (count * size < 1 << 15) threads = 1;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        long first, end;
-        share(count, &first, &end);
-        for (long i = first; i < end; i++) {
-            const bf16 *from = x + (i / inner) * outer_stride + (i % inner) * size;
-            bf16 *to = out + (i / inner) * out_stride + (i % inner) * size;
-            __m512 squares = _mm512_setzero_ps();
-            for (long j = 0; j < size; j += LANES) {
-                const __m512 part = load_bf16(from + j);
-                squares = _mm512_fmadd_ps(part, part, squares);
-            }
-            const float mean = _mm512_reduce_add_ps(squares) / (float)size;
-            const float inverse = 1.0f / __builtin_sqrtf(mean + epsilon);
-            if (inverses != 0) inverses[i] = inverse;
-            const __m512 scale = _mm512_set1_ps(inverse);
-            for (long j = 0; j < size; j += LANES) {
-                const __m512 part = _mm512_mul_ps(_mm512_mul_ps(load_bf16(from + j), scale), _mm512_loadu_ps(factors + j));
-                store_bf16(to + j, part);
-            }
+void norm_part(const Norm *n) {
+    long first, end;
+    share(n->outer * n->inner, &first, &end);
+    for (long i = first; i < end; i++) {
+        const bf16 *from = n->x + (i / n->inner) * n->x_stride + (i % n->inner) * n->size;
+        bf16 *to = n->out + (i / n->inner) * n->out_stride + (i % n->inner) * n->size;
+        __m512 squares = _mm512_setzero_ps();
+        for (long j = 0; j < n->size; j += LANES) {
+            const __m512 part = load_bf16(from + j);
+            squares = _mm512_fmadd_ps(part, part, squares);
+        }
+        const float mean = _mm512_reduce_add_ps(squares) / (float)n->size;
+        const float inverse = 1.0f / __builtin_sqrtf(mean + n->epsilon);
+        if (n->inverses != 0) n->inverses[i] = inverse;
+        const __m512 scale = _mm512_set1_ps(inverse);
+        for (long j = 0; j < n->size; j += LANES) {
+            const __m512 part = _mm512_mul_ps(_mm512_mul_ps(load_bf16(from + j), scale), _mm512_loadu_ps(n->factors + j));
+            store_bf16(to + j, part);
         }
     }
+}
+
+/* Normalise vectors with `threads` threads. */
+void norm(const Norm *n, long threads) {
+    if (n->outer * n->inner * n->size < 1 << 15) threads = 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    norm_part(n);
 }
 
 /*
@@ -114,36 +109,29 @@ void rotate(
     }
 }
 
-/*
- * Turn queries and keys by their positions, in place, and keep keys and values in pages.
- *
- * together: (rows, heads + 2 key_heads, size), queries, keys and values; cosines, sines: (rows, size), the first half of
- * the sines with its sign turned; keys, values: (pages, key_heads, page_tokens, size); slots: (rows,), page times
- * page_tokens plus place in the page.
- */
-void rotate_and_keep(
-    bf16 *together, long rows, long heads, long key_heads, long size, const bf16 *cosines, const bf16 *sines, bf16 *keys,
-    bf16 *values, const int64_t *slots, long page_tokens, long threads
-) {
-    const long half = size / 2, all = heads + 2 * key_heads;
-    if (rows * all * size < 1 << 15) threads = 1;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        long first, end;
-        share(rows, &first, &end);
-        for (long row = first; row < end; row++) {
-            bf16 *x = together + row * all * size;
-            const bf16 *cosine = cosines + row * size, *sine = sines + row * size;
-            for (long head = 0; head < heads + key_heads; head++, x += size)
-                turn(x, x, half, cosine, sine, 0, sine + half, 0);
-            const long page = slots[row] / page_tokens, place = slots[row] % page_tokens;
-            for (long head = 0; head < key_heads; head++) {
-                const long at = ((page * key_heads + head) * page_tokens + place) * size;
-                __builtin_memcpy(keys + at, x + (head - key_heads) * size, size * sizeof(bf16));
-                __builtin_memcpy(values + at, x + (head) * size, size * sizeof(bf16));
-            }
+void turn_and_keep_part(const Turning *t) {
+    const long half = t->size / 2, all = t->heads + 2 * t->key_heads;
+    long first, end;
+    share(t->rows, &first, &end);
+    for (long row = first; row < end; row++) {
+        bf16 *x = t->together + row * all * t->size;
+        const bf16 *cosine = t->cosines + row * t->size, *sine = t->sines + row * t->size;
+        for (long head = 0; head < t->heads + t->key_heads; head++, x += t->size)
+            turn(x, x, half, cosine, sine, 0, sine + half, 0);
+        const long page = t->slots[row] / PAGE, place = t->slots[row] % PAGE;
+        for (long head = 0; head < t->key_heads; head++) {
+            const long at = ((page * t->key_heads + head) * PAGE + place) * t->size;
+            __builtin_memcpy(t->keys + at, x + (head - t->key_heads) * t->size, t->size * sizeof(bf16));
+            __builtin_memcpy(t->values + at, x + head * t->size, t->size * sizeof(bf16));
         }
     }
+}
+
+/* Turn and keep with `threads` threads. */
+void turn_and_keep(const Turning *t, long threads) {
+    if (t->rows * (t->heads + 2 * t->key_heads) * t->size < 1 << 15) threads = 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    turn_and_keep_part(t);
 }
 
 /* silu(gate) * up for `count` numbers, as a gated product gives it. */

@@ -89,8 +89,8 @@ static void attend_tile(const Tree *t, const Tile *tile, long key_head) {
                 );
             long part = 0;
             for (; part + 4 * LANES <= size; part += 4 * LANES)
-                add_some_values(some, 4, scores, values + part, count, size, sums[begin] + part, decay);
-            if (part < size) add_some_values(some, 2, scores, values + part, count, size, sums[begin] + part, decay);
+                add_some_values(some, 4, scores, values + part, count, size, sums[begin] + part, decay, 0);
+            if (part < size) add_some_values(some, 2, scores, values + part, count, size, sums[begin] + part, decay, 0);
         }
     }
     for (long i = 0; i < queries.count; i++) {
@@ -210,8 +210,8 @@ static void pull_tile(const Tree *t, const Tile *tile, long key_head, float *own
                 );
             long part = 0;
             for (; part + 4 * LANES <= size; part += 4 * LANES)
-                add_some_values(some, 4, slope + begin, keys + part, count, size, sums[begin] + part, ones);
-            if (part < size) add_some_values(some, 2, slope + begin, keys + part, count, size, sums[begin] + part, ones);
+                add_some_values(some, 4, slope + begin, keys + part, count, size, sums[begin] + part, ones, 0);
+            if (part < size) add_some_values(some, 2, slope + begin, keys + part, count, size, sums[begin] + part, ones, 0);
         }
         for (long begin = 0; begin < count; begin += 6) {
             const int some = count - begin < 6 ? (int)(count - begin) : 6;
