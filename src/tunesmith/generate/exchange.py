@@ -187,7 +187,7 @@ def _chain(layers: Sequence[tuple[LeanLayer | None, _Seen]]) -> None:
             chains.append([(lean, parts)])
         before = seen
     for links in chains:
-        chain = Chain([parts for _, parts in links])
+        chain = Chain([parts for _, parts in links], [lean.maps for lean, _ in links])
         for position, (link, _) in enumerate(links):
             link.chain, link.is_first = chain, position == 0
 

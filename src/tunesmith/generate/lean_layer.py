@@ -20,7 +20,6 @@ from tunesmith.generate.native_attention import can_attend
 from tunesmith.models.attention import Layout
 from tunesmith.native.calls import LANES, kernels_for
 from tunesmith.native.layers import LayerParts, NativeNorm
-from tunesmith.native.product import NativeProduct
 
 Norm = Callable[[Tensor], Tensor]
 Rotation = tuple[Tensor, Tensor]
@@ -111,11 +110,12 @@ class LeanLayer:
     def __call__(self, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
         """Map (1, T, H) to (1, T, H)."""
         flat = hidden[0]
-        rows, layout = self._step.rows, self._step.layout
-        if self.chain is not None and not rows and isinstance(layout, StepLayout):
-            if not self.is_first:
-                return hidden
-            return self.chain(flat, self._step.rotation(position_embeddings), layout).unsqueeze(0)
+        rows = self._step.rows
+        if self.chain is not None:
+            if self.is_first:
+                self.chain.begin(flat, self._step.rotation(position_embeddings), self._step.layout, rows)
+            if self.chain.result is not None:
+                return self.chain.result if self.is_first else hidden
         attended = self._attend(self._before(flat), self._step.rotation(position_embeddings))
         if self._after is None:
             flat = self._out.added_to(flat, attended, rows)
@@ -137,7 +137,7 @@ class LeanLayer:
         mlp, before, between = self._mlp, self._before, self._before_mlp
         if not self._is_native or self._after is not None or not isinstance(mlp, GatedMlp) or not mlp.is_silu:
             return None
-        products = [product for made in self.maps if isinstance(product := made.bare(()), NativeProduct)]
+        products = [product for made in self.maps if (product := made.native) is not None]
         if len(products) < len(self.maps) or not isinstance(before, NativeNorm) or not isinstance(between, NativeNorm):
             return None
         head_norms = None

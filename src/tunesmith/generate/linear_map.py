@@ -45,7 +45,8 @@ class LinearMap:
         self._bias = _joined_bias([_frozen(module) for module in self._modules])
         self._product = _joined([_frozen(module) for module in self._modules], self._bias, pack=pack)
         self._widths = [widths_of(_frozen(module))[1] for module in self._modules]
-        self._own = self._narrow_map(_own_low_rank(self._modules))
+        self._own_low = side_by_side(_own_low_rank(self._modules), self._widths)
+        self._own = None if self._own_low is None else NarrowMap(self._own_low, self._bias)
         #: Whether oneDNN may go on with the product's result, where nothing has to be added to it before.
         self.may_fuse = True
         #: Whether the product was made of a copy, so that the layers' own weights can be given up.
@@ -75,17 +76,24 @@ class LinearMap:
 
     def __call__(self, x: Tensor, rows: Sequence[AdapterRows] = ()) -> Tensor:
         """Map (M, in) to (M, outputs of all layers side by side)."""
-        if self._product is None:
-            parts = [forward(x) for forward in self._originals]
-            out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        else:
-            out = self._product(x)
-        if self._own is not None:
-            self._own.add_to(out, x)
+        added = [] if self._own is None else [(0, len(x), self._own)]
         for part in rows:
             narrow = self._narrow_map_of(part.adapter)
             if narrow is not None:
-                narrow.add_to(out[part.start : part.end], x[part.start : part.end])
+                added.append((part.start, part.end, narrow))
+        if self._product is None:
+            parts = [forward(x) for forward in self._originals]
+            out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        elif isinstance(self._product, NativeProduct):
+            # Of a row, one adapter's part can be added before the product is rounded.
+            sooner = added[:1] if self._own is not None else added
+            sooner = [one for one in sooner if one[2].native is not None]
+            out = self._product(x, [narrow.further(x, start, end) for start, end, narrow in sooner])
+            added = [one for one in added if one not in sooner]
+        else:
+            out = self._product(x)
+        for start, end, narrow in added:
+            narrow.add_to(out[start:end], x[start:end])
         return out
 
     def added_to(self, residual: Tensor, x: Tensor, rows: Sequence[AdapterRows] = ()) -> Tensor:
@@ -93,16 +101,26 @@ class LinearMap:
         bare = self.bare(rows)
         return self(x, rows).add_(residual) if bare is None else bare.added_to(residual, x)
 
+    @property
+    def outputs(self) -> int:
+        """Outputs of all layers side by side."""
+        return sum(self._widths)
+
+    @property
+    def own_low(self) -> LowRank | None:
+        """What LoRA layers in the model itself add."""
+        return self._own_low
+
+    def low_of(self, adapter: ServedAdapter) -> LowRank | None:
+        """Return what an adapter adds to these layers."""
+        return side_by_side([adapter.layers.get(name) for name in self.names], self._widths)
+
     def _narrow_map_of(self, adapter: ServedAdapter) -> NarrowMap | None:
         """Return an adapter's part in these layers."""
         if adapter not in self._narrow_maps:
-            self._narrow_maps[adapter] = self._narrow_map([adapter.layers.get(name) for name in self.names])
+            low = self.low_of(adapter)
+            self._narrow_maps[adapter] = None if low is None else NarrowMap(low, self._bias)
         return self._narrow_maps[adapter]
-
-    def _narrow_map(self, parts: Sequence[LowRank | None]) -> NarrowMap | None:
-        """Return what adds the parts, one for each layer, to the product."""
-        low = side_by_side(parts, self._widths)
-        return None if low is None else NarrowMap(low, self._bias)
 
 
 def original_forward(module: nn.Module) -> Callable[..., Any]:

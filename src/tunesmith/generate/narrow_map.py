@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tunesmith.models.adapters.served import LowRank
 from tunesmith.native.calls import kernels_for
-from tunesmith.native.product import NativeProduct
+from tunesmith.native.product import FurtherRows, NativeProduct
 
 
 class NarrowMap:
@@ -24,17 +24,22 @@ class NarrowMap:
     def __init__(self, low: LowRank, bias: Tensor | None) -> None:
         self._low, self._bias = low, bias
         kernels = kernels_for(low.a) if low.factors is None and low.a.shape[1] % 2 == 0 else None
-        self._native: tuple[NativeProduct, NativeProduct] | None = None
+        #: A and B in the kernels' layout, if they compute with them.
+        self.native: tuple[NativeProduct, NativeProduct] | None = None
         if kernels is not None:
-            # An odd rank gets a row of zeros, and a column.
-            odd = low.a.shape[0] % 2
-            a, b = functional.pad(low.a, (0, 0, 0, odd)), functional.pad(low.b, (0, odd))
-            self._native = NativeProduct(kernels, a, None), NativeProduct(kernels, b, None)
+            a, b = even(low)
+            self.native = NativeProduct(kernels, a, None), NativeProduct(kernels, b, None)
+
+    def further(self, x: Tensor, first: int, end: int) -> FurtherRows:
+        """Return what is added to rows `first` to `end` of the product of `x` (M, in); only if there is `native`."""
+        assert self.native is not None
+        narrow, wide = self.native
+        return FurtherRows(first, end, wide, narrow(x[first:end]))
 
     def add_to(self, out: Tensor, x: Tensor) -> None:
         """Change the product `out` (M, out) of `x` (M, in) in place."""
-        if self._native is not None:
-            narrow, wide = self._native
+        if self.native is not None:
+            narrow, wide = self.native
             wide.update(out, narrow(x))
         elif len(x) > 1:
             self._add(out, x)
@@ -55,6 +60,12 @@ class NarrowMap:
         out.addmm_(image, low.b.t()).mul_(low.factors)
         if bias is not None:
             out.add_(bias)
+
+
+def even(low: LowRank) -> tuple[Tensor, Tensor]:
+    """Return A and B; an odd rank gets a row of zeros, and a column."""
+    odd = low.a.shape[0] % 2
+    return functional.pad(low.a, (0, 0, 0, odd)), functional.pad(low.b, (0, odd))
 
 
 def side_by_side(parts: Sequence[LowRank | None], widths: Sequence[int]) -> LowRank | None:

@@ -29,8 +29,17 @@ class ProductArguments(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("x", "weight", "second", "bias", "second_bias", "other", "out")),
         *((name, c_long) for name in ("rows", "depth", "outputs", "x_stride", "other_stride", "out_stride", "kind")),
-        *((name, c_void_p) for name in ("further_x", "further_weight")),
-        *((name, c_long) for name in ("further_depth", "further_stride")),
+        ("further", c_void_p),
+        ("further_count", c_long),
+    ]
+
+
+class FurtherArguments(ctypes.Structure):
+    """`Further` of parts.h."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "weight", "second")),
+        *((name, c_long) for name in ("first", "end", "depth", "x_stride")),
     ]
 
 
@@ -75,13 +84,31 @@ class LayerArguments(ctypes.Structure):
     ]
 
 
+class NarrowArguments(ctypes.Structure):
+    """`Narrow` of layers.c."""
+
+    _fields_ = [*((name, c_void_p) for name in ("a", "b", "second_b")), ("rank", c_long)]
+
+
+class NarrowLayerArguments(ctypes.Structure):
+    """`NarrowLayer` of layers.c."""
+
+    _fields_ = [(name, NarrowArguments) for name in ("qkv", "out", "gated", "down")]
+
+
+class AdaptedArguments(ctypes.Structure):
+    """`Adapted` of layers.c."""
+
+    _fields_ = [("layers", c_void_p), ("first", c_long), ("end", c_long)]
+
+
 class StepArguments(ctypes.Structure):
     """`Step` of layers.c."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("hidden", "result", "normal", "together", "attended", "inner")),
-        *((name, c_void_p) for name in ("cosines", "sines", "slots", "pages", "tiles")),
-        *((name, c_long) for name in ("rows", "tile_count")),
+        *((name, c_void_p) for name in ("hidden", "result", "normal", "together", "attended", "inner", "narrow")),
+        *((name, c_void_p) for name in ("adapted", "cosines", "sines", "slots", "pages", "tiles")),
+        *((name, c_long) for name in ("rows", "tile_count", "adapted_count", "highest_rank")),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import ref
@@ -9,8 +10,20 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from tunesmith.native.calls import ADDED, GATED, STORED, Kernels, LayerArguments, StepArguments
+from tunesmith.native.calls import (
+    ADDED,
+    GATED,
+    STORED,
+    AdaptedArguments,
+    Kernels,
+    LayerArguments,
+    NarrowLayerArguments,
+    StepArguments,
+)
 from tunesmith.native.product import NativeProduct
+
+#: Stretches of rows with an adapter that a step may have; layers.c has room for no more.
+MOST_ADAPTED = 256
 
 
 class NativeNorm:
@@ -94,6 +107,36 @@ class LayerParts:
         return found
 
 
+class NarrowLayers:
+    """What an adapter adds to layers.
+
+    Args:
+        kernels: the compiled functions.
+        layers: of each layer, A (rank, in) and B (out, rank) of its four products, of even ranks, or None where
+            nothing is added; the gated one's A stands for both its weights and is followed by a B for each of them.
+    """
+
+    def __init__(self, kernels: Kernels, layers: Sequence[Sequence[tuple[Tensor, ...] | None]]) -> None:
+        self._products: list[NativeProduct] = []  # what the arguments point to
+        self.highest_rank = 0
+        self._arguments = (NarrowLayerArguments * len(layers))()
+        for arguments, parts in zip(self._arguments, layers, strict=True):
+            for name, part in zip(("qkv", "out", "gated", "down"), parts, strict=True):
+                if part is not None:
+                    products = [NativeProduct(kernels, matrix, None) for matrix in part]
+                    narrow = getattr(arguments, name)
+                    narrow.a, narrow.b = products[0].pointer, products[1].pointer
+                    narrow.second_b = products[-1].pointer
+                    narrow.rank = products[0].outputs
+                    self.highest_rank = max(self.highest_rank, narrow.rank)
+                    self._products += products
+
+    @property
+    def pointer(self) -> int:
+        """Where the layers' arguments begin."""
+        return ctypes.addressof(self._arguments)
+
+
 class NativeLayers:
     """Maps hidden states of a step in bf16. One thread at a time may use it.
 
@@ -129,12 +172,18 @@ class NativeLayers:
             arguments.keys, arguments.values = keys.data_ptr(), values.data_ptr()
         self._keeper = ref(keeper)
 
-    def __call__(self, hidden: Tensor, place: Callable[[StepArguments], None]) -> Tensor:
+    def __call__(
+        self,
+        hidden: Tensor,
+        place: Callable[[StepArguments], None],
+        adapted: Sequence[tuple[int, int, NarrowLayers]] = (),
+    ) -> Tensor:
         """Map (T, H) to (T, H).
 
         Args:
             hidden: the hidden states, without gaps.
             place: says where the rows stand.
+            adapted: rows from the first to the second number (exclusive) have that added; at most `MOST_ADAPTED`.
         """
         step, result = self._step, torch.empty_like(hidden)
         if step.rows != len(hidden):
@@ -143,5 +192,12 @@ class NativeLayers:
             step.rows = len(hidden)
         step.hidden, step.result = hidden.data_ptr(), result.data_ptr()
         place(step)
+        step.highest_rank = max((narrow.highest_rank for _, _, narrow in adapted), default=0)
+        images = torch.empty(len(hidden), step.highest_rank, dtype=hidden.dtype)
+        described = (AdaptedArguments * len(adapted))(
+            *(AdaptedArguments(one.pointer, start, end) for start, end, one in adapted)
+        )
+        step.narrow, step.adapted = images.data_ptr(), ctypes.addressof(described)
+        step.adapted_count = len(adapted)
         self._kernels.layers(self._layers, step)
         return result

@@ -16,6 +16,16 @@ enum {
     UPDATED = 4 /* added to `other` before anything is rounded: what a narrow product adds to a wide one's result */
 };
 
+/*
+ * A second product of some rows, whose sums go on where the first one's end: what an adapter adds to a frozen weight.
+ * Where the first is gated, `second` belongs to its second weight.
+ */
+typedef struct {
+    const bf16 *x, *weight, *second;
+    long first, end; /* rows of the first product; `x` begins with `first` */
+    long depth, x_stride;
+} Further;
+
 typedef struct {
     const bf16 *x;
     const bf16 *weight, *second;
@@ -23,9 +33,8 @@ typedef struct {
     const bf16 *other;
     void *out;
     long rows, depth, outputs, x_stride, other_stride, out_stride, kind;
-    /* A second product with as many outputs (but not gated), whose sums go on where the first one's end; or none. */
-    const bf16 *further_x, *further_weight;
-    long further_depth, further_stride;
+    const Further *further; /* in the order of their rows, of which each has one at most */
+    long further_count;
 } Product;
 
 void product_part(const Product *p);

@@ -55,33 +55,58 @@ INLINE void finish_row(const Product *p, const int is_wide, long number, long ro
     }
 }
 
+/* Where rows begin that have another further product than row `from`, or none; that of row `from` is `*found`, or 0. */
+INLINE long alike_until(const Product *p, long from, long end, const Further **found) {
+    *found = 0;
+    for (const Further *one = p->further; one < p->further + p->further_count; one++) {
+        if (one->end <= from) continue;
+        if (one->first > from) return one->first < end ? one->first : end;
+        *found = one;
+        return one->end < end ? one->end : end;
+    }
+    return end;
+}
+
 /*
  * Compute the outputs of one panel (or, if `is_wide` and not gated, of two) for rows `first` to `end`, at most
  * MOST_ROWS. Panels that are deeper than the cache holds are read in stretches, each for all rows. Later blocks of rows
  * find the panels in the cache; the first ones ask for the panels that come next.
  */
 INLINE void panel(const Product *p, const int is_wide, long number, long first, long end) {
-    const long panel_size = p->depth * PANEL, further_size = p->further_depth * PANEL;
+    const long panel_size = p->depth * PANEL;
     const bf16 *left = p->weight + number * panel_size;
     const bf16 *right = p->kind == GATED ? p->second + number * panel_size : left + panel_size;
-    Factors further = {.left = p->further_weight + number * further_size, .pairs = p->further_depth / 2};
-    further.right = further.left + further_size;
+    const int has_time = end - first > 12 && p->depth <= MOST_DEPTH;
     float tile[MOST_ROWS][2 * PANEL];
-    /* Blocks as equal as they can be, for small ones keep the units less busy. */
-    const long blocks = (end - first + 5) / 6;
     for (long start = 0; start < p->depth; start += MOST_DEPTH) {
         const int is_last = p->depth - start <= MOST_DEPTH;
-        Factors own = {.left = left + start * PANEL, .right = right + start * PANEL};
+        Factors own = {.left = left + start * PANEL, .right = right + start * PANEL}, then = {0};
         own.pairs = (is_last ? p->depth - start : MOST_DEPTH) / 2;
-        for (long block = 0; block < blocks; block++) {
-            const long from = first + (end - first) * block / blocks, to = first + (end - first) * (block + 1) / blocks;
-            for (long i = from; i < to; i++) {
-                own.rows[i - from] = p->x + i * p->x_stride + start;
-                further.rows[i - from] = p->further_x + i * p->further_stride;
+        long count = 0;
+        for (long from = first, until; from < end; from = until) {
+            const Further *further;
+            until = alike_until(p, from, end, &further);
+            if (further != 0) {
+                const long further_size = further->depth * PANEL;
+                then.left = further->weight + number * further_size;
+                then.right = p->kind == GATED ? further->second + number * further_size : then.left + further_size;
+                then.pairs = further->depth / 2;
             }
-            const Factors *then = is_last && p->further_depth ? &further : 0;
-            const bf16 *ahead = blocks > 2 && p->depth <= MOST_DEPTH ? coming(left, right, panel_size, block) : own.left;
-            multiply_some((int)(to - from), is_wide, &own, then, start > 0, tile + (from - first), ahead);
+            /* Blocks as equal as they can be, for small ones keep the units less busy. */
+            const long blocks = (until - from + 5) / 6;
+            for (long block = 0; block < blocks; block++, count++) {
+                const long top = from + (until - from) * block / blocks;
+                const long bottom = from + (until - from) * (block + 1) / blocks;
+                for (long i = top; i < bottom; i++) {
+                    own.rows[i - top] = p->x + i * p->x_stride + start;
+                    if (further != 0) then.rows[i - top] = further->x + (i - further->first) * further->x_stride;
+                }
+                const bf16 *ahead = has_time ? coming(left, right, panel_size, count) : own.left;
+                multiply_some(
+                    (int)(bottom - top), is_wide, &own, is_last && further != 0 ? &then : 0, start > 0,
+                    tile + (top - first), ahead
+                );
+            }
         }
     }
     for (long i = first; i < end; i++) finish_row(p, is_wide, number, i, tile[i - first]);

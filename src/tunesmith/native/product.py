@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from tunesmith.native.calls import ADDED, GATED, PANEL, STORED, UPDATED, WIDE, Kernels, ProductArguments
+from tunesmith.native.calls import (
+    ADDED,
+    GATED,
+    PANEL,
+    STORED,
+    UPDATED,
+    WIDE,
+    FurtherArguments,
+    Kernels,
+    ProductArguments,
+)
 from tunesmith.native.memory import zeros
 
 
@@ -28,28 +42,28 @@ class NativeProduct:
         self._arguments = ProductArguments()
         self.describe(self._arguments)
 
+    @property
+    def pointer(self) -> int:
+        """Where the panels begin."""
+        return self._panels.data_ptr()
+
     def describe(self, arguments: ProductArguments, second: NativeProduct | None = None) -> None:
         """Fill in what is the same for all rows, for a gated product with a second weight."""
-        arguments.weight, arguments.depth, arguments.outputs = self._panels.data_ptr(), self.depth, self.outputs
+        arguments.weight, arguments.depth, arguments.outputs = self.pointer, self.depth, self.outputs
         arguments.bias = None if self._bias is None else self._bias.data_ptr()
         if second is not None:
             arguments.second, arguments.second_bias = second._arguments.weight, second._arguments.bias
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map (M, in) to (M, out)."""
-        return self._computed(STORED, x, x.new_empty(len(x), self.outputs))
+    def __call__(self, x: Tensor, further: Sequence[FurtherRows] = ()) -> Tensor:
+        """Map (M, in) to (M, out), with further products of some rows, in their order, before anything is rounded."""
+        return self._computed(STORED, x, x.new_empty(len(x), self.outputs), further=further)
 
     def together(self, x: Tensor, further: NativeProduct, further_x: Tensor, into: Tensor | None = None) -> Tensor:
         """Return `self(x) + further(further_x)`, rounded once, added to `into` in place if there is one."""
-        arguments = self._arguments
-        arguments.further_x, arguments.further_stride = further_x.data_ptr(), further_x.stride(0)
-        arguments.further_weight, arguments.further_depth = further._arguments.weight, further.depth
-        try:
-            if into is None:
-                return self(x)
-            return self._computed(UPDATED, x, into, into)
-        finally:
-            arguments.further_depth = 0
+        rows = [FurtherRows(0, len(x), further, further_x)]
+        if into is None:
+            return self(x, rows)
+        return self._computed(UPDATED, x, into, into, rows)
 
     def write(self, x: Tensor, out: Tensor) -> None:
         """Write the product of x (M, in) to `out` (M, out)."""
@@ -76,7 +90,9 @@ class NativeProduct:
         """Return W (out, in)."""
         return self._panels.permute(0, 2, 1, 3).reshape(-1, self.depth)[: self.outputs]
 
-    def _computed(self, kind: int, x: Tensor, out: Tensor, other: Tensor | None = None) -> Tensor:
+    def _computed(
+        self, kind: int, x: Tensor, out: Tensor, other: Tensor | None = None, further: Sequence[FurtherRows] = ()
+    ) -> Tensor:
         if x.stride(1) != 1:
             x = x.contiguous()
         arguments = self._arguments
@@ -85,8 +101,33 @@ class NativeProduct:
         arguments.out, arguments.out_stride = out.data_ptr(), out.stride(0)
         if other is not None:
             arguments.other, arguments.other_stride = other.data_ptr(), other.stride(0)
+        arguments.further_count = len(further)
+        if further:
+            described = (FurtherArguments * len(further))(*(rows.arguments() for rows in further))
+            arguments.further = ctypes.addressof(described)
         self.kernels.product(arguments)
         return out
+
+
+@dataclass(frozen=True, slots=True)
+class FurtherRows:
+    """Rows `first` to `end` (exclusive) of a product, to which a further one of `x` (end - first, rank) is added."""
+
+    first: int
+    end: int
+    product: NativeProduct
+    x: Tensor
+
+    def arguments(self) -> FurtherArguments:
+        """Return what the kernels need of it."""
+        return FurtherArguments(
+            x=self.x.data_ptr(),
+            x_stride=self.x.stride(0),
+            weight=self.product.pointer,
+            first=self.first,
+            end=self.end,
+            depth=self.product.depth,
+        )
 
 
 def _packed(weight: Tensor) -> Tensor:
