@@ -286,7 +286,7 @@ def generate_file(
 
     Raises:
         ModelError: there is no such model, or the backend can't be used with it.
-        DataError: the prompts can't be read, or the output holds something else.
+        DataError: the prompts can't be read, or the output is finished, or holds something else.
         AnsweringInterrupted: stopped by Ctrl-C; the same call goes on.
     """
     prompts = PromptFile(Path(source), system)  # before the model is loaded: a broken file is told at once

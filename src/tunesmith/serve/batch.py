@@ -227,7 +227,7 @@ def _finished(lines: JsonLines, job: Path, identity: str, target: Path) -> int:
     """Return how many answers the target holds already; note whose it is.
 
     Raises:
-        DataError: it holds something else.
+        DataError: it is finished, or holds something else.
     """
     if target.exists():
         try:
@@ -236,7 +236,7 @@ def _finished(lines: JsonLines, job: Path, identity: str, target: Path) -> int:
             owner = ""
         if identity not in owner:
             raise DataError(
-                "This file exists and holds something else.",
+                "This file is there already, and nothing that was stopped can go on in it.",
                 where=str(target),
                 fix="Choose another --output, or delete the file. (Only answers of the same model, prompts and "
                 "settings are continued.)",
