@@ -19,6 +19,7 @@ import torch
 from matrix_rate import measure
 from tunesmith.generate.products import product_of
 from tunesmith.models.size import ModelSize, model_size
+from tunesmith.native.memory import zeros
 
 _DTYPE = torch.bfloat16
 _SECONDS = 2.0
@@ -55,7 +56,10 @@ def step_cost(size: ModelSize) -> StepCost:
 
 def read_bandwidth(seconds: float, buffer_bytes: int = _BUFFER_BYTES, device: torch.device | None = None) -> float:
     """Return how many bytes a second the device (the CPU by default) reads, the best of several ways."""
-    numbers = torch.ones(buffer_bytes // 4, device=device)
+    count = buffer_bytes // 4
+    # On the CPU in large pages, as weights are: through small ones, memory is read more slowly.
+    is_cpu = device is None or device.type == "cpu"
+    numbers = zeros((count,), torch.float32).fill_(1) if is_cpu else torch.ones(count, device=device)
     words = numbers.view(torch.int64)
     matrix, vector = numbers.view(64, -1), torch.ones(numbers.numel() // 64, device=device)
     target = torch.empty_like(numbers)

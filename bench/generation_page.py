@@ -166,7 +166,7 @@ def _limits(part: Run) -> list[str]:
     sentence = (
         f"A step reads {weights / 1e6:,.0f} MB of weights; this machine reads {bandwidth / 1e9:.1f} GB/s at best, "
         f"which would allow {bandwidth / weights:,.0f} steps a second. The products are those of one step alone, with "
-        "weights laid out as the engine has them, measured right before and after."
+        "weights laid out as the engine has them, measured right before and after. No tokens are guessed here."
     )
     head = ("requests at once", "tokens/s", "share of the memory's speed", "the products alone, tokens/s",
             "through PyTorch", "GFLOP/s", "share of the products' rate")  # fmt: skip

@@ -1,6 +1,6 @@
 """Tunesmith's side: the model is opened as the server opens it, and its engine's steps are taken by hand.
 
-Settings of the job: `rank` (of random adapters for the names that the waves use).
+Settings of the job: `rank` (of random adapters for the names that the waves use), `lookahead_rows`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tunesmith.specs.generation import SamplingSpec
 def main() -> None:
     """Answer all waves and write the result."""
     job = GenerateJob.from_arguments()
-    limits = EngineLimits(max_batch=job.most_at_once)
+    guesses = {name: value for name, value in job.settings.items() if name == "lookahead_rows"}
+    limits = EngineLimits(max_batch=job.most_at_once, **guesses)
     engine = open_model(job.model, Home.from_environment(), dtype="bfloat16", limits=limits).engine
     names = sorted({name for wave in job.waves for name in wave.adapters if name is not None})
     for seed, name in enumerate(names):
