@@ -207,11 +207,12 @@ jobs = _table(
     Column("result_files", Json),
     Column("error", Json),
     Index(None, "project_id", "seq"),
-    Index(None, "state", "priority", "seq"),
     Index(None, "training_sha256"),
     Index(None, "validation_sha256"),
     Index(None, "fine_tuned_model"),
 )
+# Just the order of the queue, else each claim would sort all that waits.
+Index("ix_jobs_queue", jobs.c.state, jobs.c.priority.desc(), jobs.c.seq)
 
 job_metadata = Table(
     "job_metadata",
