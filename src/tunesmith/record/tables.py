@@ -312,6 +312,9 @@ webhooks = _table(
     Column("url", Text, nullable=False),
     # A signature needs the secret itself.
     Column("secret", Text, nullable=False),
+    # One that was replaced signs as well until then, where that was asked for.
+    Column("old_secret", Text),
+    Column("old_secret_until", Whole),
     Column("event_types", Json, nullable=False),
     Column("allows_private", Whole, nullable=False, server_default="0"),
     Column("disabled_at", Whole),
