@@ -136,7 +136,7 @@ class Model:
         """
         sampling = _sampling(sampling, settings)
         requests = await asyncio.to_thread(self._requests, prompts, sampling)
-        answers = AsyncAnswers(self._running(), requests, whole=True, keeps_errors=len(requests) > 1)
+        answers = await AsyncAnswers.begin(self._running(), requests, whole=True, keeps_errors=len(requests) > 1)
         try:
             return _in_form(await answers.completions(), prompts, sampling)
         finally:
@@ -174,7 +174,7 @@ class Model:
                     print(piece, end="")
         """
         request = await asyncio.to_thread(self._one_request, prompt, _sampling(sampling, settings))
-        answers = AsyncAnswers(self._running(), [request])
+        answers = await AsyncAnswers.begin(self._running(), [request])
         try:
             while not answers.is_finished:
                 _, delta = await answers.next()
@@ -243,7 +243,7 @@ class Model:
             return answers.scores()
 
     async def _ascores(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        answers = AsyncAnswers(self._running(), requests)
+        answers = await AsyncAnswers.begin(self._running(), requests)
         try:
             return await answers.scores()
         finally:

@@ -12,13 +12,13 @@ import httpx
 import openai
 import pytest
 from fastapi.routing import iter_route_contexts
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from server_process import ServerProcess, running_server
 from tunesmith.record.access import DEFAULT_PROJECT, Access, KeyLimits, day_of
 from tunesmith.record.audit import AuditLog
 from tunesmith.record.database import Database
-from tunesmith.record.tables import files, metadata
+from tunesmith.record.tables import files, keys, metadata
 from tunesmith.rest.app import create_app
 from tunesmith.rest.guard import OPEN_PATHS
 from tunesmith.rest.platform import open_platform
@@ -69,6 +69,7 @@ def locked(request, tmp_path_factory):
     other = access.create_project("other").id
     secrets = {"mine": access.create_key("mine", DEFAULT_PROJECT)[1], "theirs": access.create_key("theirs", other)[1]}
     secrets["revoked"] = access.create_key("revoked", DEFAULT_PROJECT)[1]
+    secrets["short"] = access.create_key("short", DEFAULT_PROJECT, expires_at=int(time.time()) + 3600)[1]
     secrets["hasty"] = access.create_key("hasty", DEFAULT_PROJECT, KeyLimits(requests_per_minute=2))[1]
     secrets["poor"] = access.create_key("poor", DEFAULT_PROJECT, KeyLimits(tokens_per_day=10))[1]
     access.revoke_key("revoked")
@@ -306,6 +307,22 @@ def test_item_75_a_retry_of_the_client_is_detectable(locked):
     ]
     assert made[0].parse().id == made[1].parse().id
     assert made[1].headers["idempotent-replayed"] == "true"
+
+
+def test_a01_a_key_that_has_expired_is_refused_at_once(locked):
+    def ask():
+        return httpx.get(f"{locked.url}/v1/files", headers=locked.header("short"))
+
+    expires_at = int(time.time()) + 4
+    with locked.database.write() as connection:
+        connection.execute(update(keys).where(keys.c.name == "short").values(expires_at=expires_at))
+    time.sleep(1.1)  # what the server had read before is forgotten
+    assert ask().status_code == 200
+    time.sleep(max(0.0, expires_at - 0.5 - time.time()))
+    assert ask().status_code == 200  # which it knows for a second
+    time.sleep(max(0.0, expires_at - time.time()))
+    for _ in range(2):
+        assert "expired" in is_envelope(ask(), 401, "invalid_api_key")["message"]
 
 
 def test_changes_and_refusals_are_in_the_audit_log(locked):

@@ -25,12 +25,16 @@ SECRET = "the-servers-own-key"
 KEY = {"authorization": f"Bearer {SECRET}"}
 
 BODY_SECONDS = 3
+REST_SECONDS = 2
+REST_BYTES = 32 << 20
 
 #: As `tunesmith serve` runs it, but for the patience with headers and bodies, so that the tests needn't wait long.
 PROGRAM = f"""
 import tunesmith.rest.connection as connection
 import tunesmith.rest.guard as guard
 connection.HEADER_SECONDS = {HEADER_SECONDS}
+connection.REST_SECONDS = {REST_SECONDS}
+connection.REST_BYTES = {REST_BYTES}
 guard._BODY_SECONDS = {BODY_SECONDS}
 """
 
@@ -248,3 +252,55 @@ def test_a24_bodies_in_tiny_chunks(server):
             assert error["code"] == "model_not_found"
 
     without_lag(server, attack)
+
+
+#: Requests that are refused at their headers, each with a body that goes on.
+REFUSED_EARLY = {
+    "unknown kind": ("/v1/chat/completions", "content-type: text/plain\r\ntransfer-encoding: chunked\r\n", 415),
+    "too large": ("/v1/chat/completions", f"content-type: application/json\r\ncontent-length: {1 << 40}\r\n", 413),
+    "no key": ("/v1/files", "content-type: text/plain\r\ntransfer-encoding: chunked\r\n", 401),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_EARLY)
+@pytest.mark.parametrize("piece_bytes", [1, 2**20], ids=["slow", "fast"])
+def test_a24_the_rest_of_a_refused_body_is_not_heard_for_ever(server, case, piece_bytes):
+    path, kind, status = REFUSED_EARLY[case]
+    key = "" if status == 401 else f"authorization: Bearer {SECRET}\r\n"
+    connection = connect(server)
+    connection.sendall(f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{key}{kind}\r\n".encode())
+    piece = b"x" * piece_bytes if status == 413 else b"%x\r\n%s\r\n" % (piece_bytes, b"x" * piece_bytes)
+    connection.sendall(piece)
+    reply, error = reply_of(connection)
+    assert reply.status == status and error["code"]
+    began, sent_bytes = time.monotonic(), 0
+    with pytest.raises(ConnectionError):
+        while time.monotonic() - began < REST_SECONDS + 10:
+            connection.sendall(piece)
+            sent_bytes += len(piece)
+            if piece_bytes == 1:
+                time.sleep(0.05)
+            assert sent_bytes < REST_BYTES + 2**25  # beside what the system keeps on the way
+    assert sent_bytes < 2**20 if piece_bytes == 1 else sent_bytes > REST_BYTES / 2
+
+
+def test_a24_a_caller_who_falls_silent_in_a_refused_body_is_let_go(server):
+    connection = connect(server)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {SECRET}\r\n"
+    connection.sendall(f"{head}content-type: text/plain\r\ncontent-length: 1000\r\n\r\nx".encode())
+    assert reply_of(connection)[0].status == 415
+    connection.sendall(b"x")
+    began = time.monotonic()
+    assert connection.recv(1) == b""
+    assert time.monotonic() - began < REST_SECONDS + 5
+
+
+def test_a24_a_connection_goes_on_after_a_refused_body(server):
+    connection = connect(server)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {SECRET}\r\n"
+    request = f"{head}content-type: text/plain\r\ncontent-length: 1000\r\n\r\nx".encode()
+    connection.sendall(request)
+    for _ in range(4):
+        assert reply_of(connection)[0].status == 415
+        connection.sendall(b"x" * 999 + request)  # the next request right behind the rest of this one
+        time.sleep(REST_SECONDS * 0.6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import openai
 import pytest
 
@@ -9,6 +11,7 @@ from job_api import refused
 from server_process import running_server
 from tunesmith.record.access import DEFAULT_PROJECT, Access
 from tunesmith.record.database import Database
+from tunesmith.record.webhook_endpoints import change_webhook
 from tunesmith.record.webhooks import EVENT_TYPES, Webhooks
 from webhook_receiver import receiving
 
@@ -91,6 +94,38 @@ def test_an_endpoint_is_tried_with_an_event_that_it_can_unwrap(platform, client)
     assert (error.status_code, error.code) == (400, "webhook_failed")
 
 
+def test_an_old_secret_may_sign_for_another_day(platform, client):
+    webhooks = Webhooks(platform[0])
+    with receiving() as receiver:
+        first = webhooks.add(DEFAULT_PROJECT, "rotating", receiver.url, (), allows_private=True)
+
+        def known_by(*secrets):
+            """Say by which secrets the next event is known."""
+            client.webhooks.test(first.id, event_type=ENDED)
+            _, headers, body = receiver.got[-1]
+            found = []
+            for secret in secrets:
+                try:
+                    client.webhooks.unwrap(body, headers, secret=secret)
+                except openai.InvalidWebhookSignatureError:
+                    continue
+                found.append(secret)
+            return found
+
+        second = client.webhooks.rotate_secret(first.id, keep_old_secret_active_for_24_hours=True).signing_secret
+        assert known_by(first.secret, second) == [first.secret, second]
+        kept = webhooks.find(first.id)
+        assert 23 * 3600 < kept.old_secret_until - time.time() <= 24 * 3600
+        with platform[0].write() as connection:
+            change_webhook(connection, kept, old_secret_until=int(time.time()))
+        assert known_by(first.secret, second) == [second]
+        # Of several, the one before stays; without being asked to, none.
+        third = client.webhooks.rotate_secret(first.id, keep_old_secret_active_for_24_hours=True).signing_secret
+        assert known_by(first.secret, second, third) == [second, third]
+        fourth = client.webhooks.rotate_secret(first.id, keep_old_secret_active_for_24_hours=False).signing_secret
+        assert known_by(second, third, fourth) == [fourth]
+
+
 def test_what_cannot_be_an_endpoint_is_refused(client):
     def create(**changes):
         return client.webhooks.create(**{"name": "new", "url": URL, "event_types": [ENDED], **changes})
@@ -111,7 +146,7 @@ def test_what_cannot_be_an_endpoint_is_refused(client):
     made = create(name="taken")
     assert refused(create, name="taken").code == "webhook_exists"
     assert refused(client.webhooks.update, made.id, url="https://inside.example/").code == "private_address"
-    error = refused(client.webhooks.rotate_secret, made.id, keep_old_secret_active_for_24_hours=True)
+    error = refused(client.webhooks.rotate_secret, made.id, keep_old_secret_active_for_24_hours="yes")
     assert (error.status_code, error.param) == (400, "keep_old_secret_active_for_24_hours")
     # A creation whose answer was lost makes one endpoint.
     key = {"Idempotency-Key": "once"}

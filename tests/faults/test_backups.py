@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import tarfile
 import threading
+import tracemalloc
 
 import pytest
 from sqlalchemy import func, select
@@ -188,6 +189,55 @@ def test_a_backup_of_one_database_is_restored_into_the_other(bench, postgresql_c
     database = Database(other)
     assert rows_of(database) == rows_of(bench.database)
     database.close()
+
+
+@pytest.mark.parametrize("form", ["folder", "file.tar"])
+def test_f34_files_of_runs_are_of_one_moment_however_large_they_are(bench, tmp_path, form):
+    """Appended to, replaced, and cut short while they are copied; and none is ever in memory."""
+    if bench.database.kind == "postgresql":
+        pytest.skip("this is about files alone")
+    run = bench.home.runs / "run-1"
+    run.mkdir(parents=True)
+    large_bytes = 64 * 2**20
+    with (run / "large.log").open("wb") as file:
+        file.truncate(large_bytes)
+    journal, status, cut = run / "journal.jsonl", run / "status.json", run / "cut.jsonl"
+    lines = b"".join(b"%015d\n" % number for number in range(2**18))
+    journal.write_bytes(lines[: 2**21])
+    cut.write_bytes(lines)
+    is_over = threading.Event()
+
+    def change():
+        for number in range(1, 10_000):
+            if is_over.wait(0.002):
+                return
+            with journal.open("ab") as file:
+                file.write(lines[2**21 + 16 * number :][:16])
+            new = run / ".status.json.part"
+            new.write_bytes(b"%d" % (number % 10) * 2**21)
+            new.rename(status)
+            with cut.open("r+b") as file:
+                file.truncate(len(lines) // 2 if number % 2 else 2**20)
+
+    changing = threading.Thread(target=change, daemon=True)
+    changing.start()
+    tracemalloc.start()
+    try:
+        backed_up(bench, tmp_path / form)
+        most_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        is_over.set()
+        changing.join()
+    assert most_bytes < large_bytes / 2
+    home = Home(tmp_path / "elsewhere")
+    restored(tmp_path / form, home, f"sqlite:///{home.root / 'record.db'}")
+    copies = {path.name: path.read_bytes() for path in (home.runs / "run-1").iterdir()}
+    assert copies["large.log"] == bytes(large_bytes)
+    assert copies["journal.jsonl"] == journal.read_bytes()[: len(copies["journal.jsonl"])]
+    assert len(copies["journal.jsonl"]) >= 2**21
+    assert len(set(copies["status.json"])) == 1 and len(copies["status.json"]) == 2**21
+    assert lines.startswith(copies["cut.jsonl"].rstrip(b"\0"))
 
 
 @pytest.fixture

@@ -108,6 +108,35 @@ def test_f02_a_server_killed_while_it_creates_makes_one_object_of_two_requests(s
     assert set(claims) == {"finished"}
 
 
+#: The process dies where a request was carried out and its answer isn't kept yet.
+DIES_BEFORE_THE_ANSWER = """
+import os
+from tunesmith.record.idempotency import Idempotency
+Idempotency.finish = lambda *_: os._exit(9)
+"""
+
+
+def test_f02_an_upload_completed_by_a_server_that_died_before_its_answer_is_completed_once(start):
+    key = {"Idempotency-Key": "complete"}
+    with start(prelude=DIES_BEFORE_THE_ANSWER) as server, client_of(server) as client:
+        begun = client.uploads.create(
+            bytes=len(CONTENT), filename="rows.jsonl", mime_type="text/jsonl", purpose="fine-tune"
+        )
+        parts = [client.uploads.parts.create(begun.id, data=CONTENT).id]
+        with pytest.raises(openai.APIConnectionError):
+            client.uploads.complete(begun.id, part_ids=parts, extra_headers=key)
+        assert server.process.wait() == 9
+    with start() as server, client_of(server) as client:
+        made = [one.id for one in client.files.list()]
+        for _ in range(2):
+            done = client.uploads.complete(begun.id, part_ids=parts, extra_headers=key)
+            assert done.status == "completed" and [done.file.id] == made
+        assert client.files.content(done.file.id).content == CONTENT
+        for other in ({}, {"Idempotency-Key": "another"}):
+            with pytest.raises(openai.BadRequestError, match="is completed"):
+                client.uploads.complete(begun.id, part_ids=parts, extra_headers=other)
+
+
 class Held:
     """The write lock, held by a stranger."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 import openai
 import pytest
@@ -12,6 +14,7 @@ from tunesmith.record.database import Database
 
 HELLO = [{"role": "user", "content": "Hello"}]
 BUDGET = 1000
+ENCODER = "all-minilm-l6-v2"
 
 
 @pytest.fixture
@@ -25,16 +28,20 @@ def budgeted(tuned, tmp_path, monkeypatch):
     access = Access(database)
     access.ensure_default_project()
     _, secret = access.create_key("poor", DEFAULT_PROJECT, KeyLimits(tokens_per_day=BUDGET))
-    with running_server(tmp_path / "log", home.root, models=[str(base)], dtype="float32") as server:
+    with running_server(tmp_path / "log", home.root, models=[str(base), ENCODER], dtype="float32") as server:
         yield server.url, secret
+
+
+def tokens_left(url: str, secret: str) -> int:
+    reply = httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {secret}"})
+    return int(reply.headers["x-ratelimit-remaining-tokens"])
 
 
 def test_whole_answers_and_streams_use_the_budget_up(budgeted):
     url, secret = budgeted
 
     def left() -> int:
-        reply = httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {secret}"})
-        return int(reply.headers["x-ratelimit-remaining-tokens"])
+        return tokens_left(url, secret)
 
     client = openai.OpenAI(base_url=f"{url}/v1", api_key=secret, max_retries=0)
     ask = client.chat.completions.create
@@ -56,3 +63,17 @@ def test_whole_answers_and_streams_use_the_budget_up(budgeted):
     with pytest.raises(openai.RateLimitError) as refused:
         ask(model="tiny", messages=HELLO)
     assert refused.value.code == "insufficient_quota"
+
+
+def test_embeddings_use_the_budget_up_also_for_who_leaves(budgeted):
+    url, secret = budgeted
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=secret, max_retries=0)
+    made = client.embeddings.create(model=ENCODER, input=["one bird", "two birds"])
+    before = tokens_left(url, secret)
+    assert before == BUDGET - made.usage.total_tokens
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=1.0).embeddings.create(model=ENCODER, input=["word " * 200] * 1400)
+    give_up = time.monotonic() + 20
+    while tokens_left(url, secret) == before:
+        assert time.monotonic() < give_up, "what was computed isn't counted"
+        time.sleep(0.1)

@@ -45,7 +45,7 @@ def test_openais_client_unwraps_what_arrives(receiver):
             client.webhooks.unwrap(changed, headers)
     with pytest.raises(openai.InvalidWebhookSignatureError):
         client.webhooks.unwrap(body, headers, secret="whsec_" + "b3RoZXI=" * 5)
-    old = {**headers, **signed_headers(SECRET, "evt_1", body, int(time.time()) - 400)}
+    old = {**headers, **signed_headers([SECRET], "evt_1", body, int(time.time()) - 400)}
     with pytest.raises(openai.InvalidWebhookSignatureError):
         client.webhooks.unwrap(body, old)
 

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from sqlalchemy import insert, select, text
 
 from job_workers import JobBench
 from tunesmith.errors import RequestError, RunError
@@ -11,6 +12,7 @@ from tunesmith.record.job_events import NewEvent, add_events, list_events
 from tunesmith.record.job_leases import StaleAttempt, beat, claim, fenced, find_work, leases, note_progress
 from tunesmith.record.jobs import ENDS, JobFilter, JobStateError, change_job, list_jobs, move_job
 from tunesmith.record.pages import Page
+from tunesmith.record.tables import jobs as jobs_table
 from tunesmith.runs.job_endings import conclude, take_back
 
 STATES = ["validating_files", "queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"]
@@ -66,6 +68,25 @@ def test_claims_go_by_priority_then_by_order(bench):
     order = [taken(bench).id for _ in range(4)]
     assert order == [asked[number].id for number in (1, 3, 0, 2)]
     assert taken(bench) is None
+
+
+def test_the_next_job_of_very_many_is_found_by_the_index_alone(bench):
+    """Else each claim, and each look for one, would read and sort all that waits."""
+    first = queued(bench, priority=1)
+    with bench.database.read() as connection:
+        row = connection.execute(select(jobs_table).where(jobs_table.c.id == first.id)).mappings().one()
+    with bench.database.write() as connection:
+        many = [{**row, "seq": row["seq"] + n, "id": f"{first.id}-{n}", "priority": n % 2} for n in range(1, 20_000)]
+        connection.execute(insert(jobs_table), many)
+        connection.execute(text("ANALYZE"))
+    with bench.database.read() as connection:
+        explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+        query = job_leases._waiting("training", int(time.time()))
+        statement = query.compile(connection, compile_kwargs={"literal_binds": True})
+        plan = [str(line) for line in connection.execute(text(f"{explain} {statement}"))]
+    assert sum("ix_jobs_queue" in line for line in plan) == 1, plan
+    assert not [line for line in plan for word in ("Sort", "TEMP B-TREE", "Seq Scan", "SCAN") if word in line], plan
+    assert taken(bench).id == first.id
 
 
 def test_a_claim_waits_for_its_time_but_not_for_a_clock_that_jumped(bench):

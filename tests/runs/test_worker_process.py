@@ -11,6 +11,7 @@ import pytest
 
 from tunesmith.errors import SpecError
 from tunesmith.runs import worker_process
+from tunesmith.runs.devices import devices_here
 from tunesmith.runs.worker_process import WorkerProcess, WorkerSettings, run_worker, worker_processes
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -55,3 +56,19 @@ def test_what_is_no_device_is_refused(name, home):
     with pytest.raises(SpecError) as refused:
         run_worker(WorkerSettings(devices=("cpu", name)), home)
     assert refused.value.code == "unknown_device"
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "cuda:-1", "cuda:GPU-00000000-0000-0000-0000-000000000000"])
+def test_a_gpu_that_is_not_there_is_refused(name, home):
+    with pytest.raises(SpecError) as refused:
+        run_worker(WorkerSettings(devices=("cpu", name)), home)
+    assert refused.value.code == "unknown_device" and f"'{name}'" in refused.value.message
+    assert "cpu" in refused.value.fix
+
+
+def test_the_devices_that_are_there_are_listed(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5, 7,-1")
+    assert devices_here() == ("cuda:3", "cuda:5", "cuda:7")
+    assert devices_here(2) == ("cuda:3", "cuda:5")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert devices_here(2) == ("cuda:0", "cuda:1") and devices_here(0) == ("cpu",)

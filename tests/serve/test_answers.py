@@ -19,7 +19,10 @@ TOKENS = 5_000
 class TalkingWorker:
     """Stands in for a worker; what it is told to say is heard at once."""
 
-    def submit(self, requests, listener):
+    def check(self, requests):
+        return (None,) * len(requests)
+
+    def submit(self, requests, listener, matchers):
         self.say = listener
         self.is_cancelled = False
         return requests
@@ -40,7 +43,7 @@ def test_what_waits_for_a_slow_listener_stays_small_and_whole():
     async def listen():
         worker = TalkingWorker()
         ended = []
-        answers = AsyncAnswers(worker, [ASKED, ASKED], on_ended=lambda: ended.append(True))
+        answers = await AsyncAnswers.begin(worker, [ASKED, ASKED], on_ended=lambda: ended.append(True))
         texts = ["".join(f"{name}{i} " for i in range(TOKENS)) for name in "ab"]
         most_waiting = 0
         for i in range(TOKENS):
@@ -71,7 +74,7 @@ def test_what_waits_for_a_slow_listener_stays_small_and_whole():
 def test_an_error_comes_behind_what_was_said_before_it():
     async def listen():
         worker = TalkingWorker()
-        answers = AsyncAnswers(worker, [ASKED])
+        answers = await AsyncAnswers.begin(worker, [ASKED])
         for i in range(200):
             worker.say(0, Delta(0, f"{i} "))
         worker.say(0, TunesmithError("broken"))
@@ -88,7 +91,7 @@ def test_an_error_comes_behind_what_was_said_before_it():
 def test_silence_is_told_and_listening_goes_on():
     async def listen():
         worker = TalkingWorker()
-        answers = AsyncAnswers(worker, [ASKED])
+        answers = await AsyncAnswers.begin(worker, [ASKED])
         for _ in range(2):
             with pytest.raises(TimeoutError):
                 await answers.next(0.01)

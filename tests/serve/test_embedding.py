@@ -72,6 +72,18 @@ def test_who_leaves_costs_nothing_more(embedder, encoder):
     assert 3 not in encoder.computed
 
 
+def test_what_was_computed_is_counted_for_who_left_too(embedder, encoder):
+    counted = []
+    left = embedder.submit(encoder, [[1, 1], [2, 2, 2], [3]], counted.append)
+    assert encoder.begun.wait(PATIENCE_SECONDS)
+    other = embedder.submit(encoder, [[9], [8, 8]], counted.append)
+    assert left.cancel()
+    encoder.go.set()
+    other.result(PATIENCE_SECONDS)
+    # The pass that was going on when its caller left, then those of the other.
+    assert counted == [2, 1, 2] and embedder._used.prompt_tokens == 5
+
+
 def test_too_many_are_refused(embedder, encoder):
     begin(embedder, encoder, *[[[1]]] * 4)
     with pytest.raises(RequestError) as caught:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 from hypothesis import given, settings
@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from serving_models import prompt
 from tiny_models import save_tiny_model
 from tunesmith.errors import RequestError, TunesmithError
+from tunesmith.generate import constraints
 from tunesmith.record.home import Home
 from tunesmith.serve.answering import EngineLimits, open_model
 from tunesmith.serve.answers import Answers, AsyncAnswers
 from tunesmith.serve.turns import Turns
 from tunesmith.serve.worker import Worker
-from tunesmith.specs.generation import SamplingSpec
+from tunesmith.specs.generation import ChoiceSpec, SamplingSpec
 
 TEXTS = ["Hello", "A table for two", "Book it for Friday", "What is the capital?", "Yes.", "12:30"]
 SHORT = SamplingSpec(max_completion_tokens=6)
@@ -79,7 +80,7 @@ def test_threads_get_the_engines_answers(worker, expected):
 
 def test_coroutines_get_the_engines_answers_piece_by_piece(worker, expected):
     async def one(text):
-        answers = AsyncAnswers(worker, ask(worker, text))
+        answers = await AsyncAnswers.begin(worker, ask(worker, text))
         pieces = []
         while not answers.is_finished:
             _, delta = await answers.next(20)
@@ -169,6 +170,50 @@ def test_faults_that_come_again_leave_nobody_waiting(worker, expected):
         assert finish(worker, ask(worker, *TEXTS)) == expected and worker.unfinished == 0
     finally:
         hook.remove()
+
+
+@contextmanager
+def no_form_is_compiled():
+    """Keep every place where forms are compiled."""
+    for _ in range(4):
+        assert constraints._COMPILATIONS.acquire(blocking=False)
+    try:
+        yield
+    finally:
+        constraints._COMPILATIONS.release(4)
+
+
+@pytest.fixture
+def formed(opened, worker, monkeypatch):
+    """A request for an answer of a form that is forgotten at once, as when many others come."""
+    monkeypatch.setattr(opened.engine._constraints, "_max_kept", 0)
+    monkeypatch.setattr(opened.engine._constraints, "_kept", type(opened.engine._constraints._kept)())
+    form = ChoiceSpec(choices=("yes", "no"))
+    return ask(worker, "Hello", sampling=SamplingSpec(max_completion_tokens=6, output=form))
+
+
+def test_a_form_that_was_forgotten_is_compiled_beside_the_event_loop(worker, formed):
+    async def listen():
+        with no_form_is_compiled():
+            beginning = asyncio.ensure_future(AsyncAnswers.begin(worker, formed))
+            began = time.monotonic()
+            await asyncio.sleep(0.2)  # others get their turn meanwhile
+            assert time.monotonic() - began < 5 and not beginning.done()
+        answers = await beginning
+        assert (await answers.completions())[0].text in ("yes", "no")
+
+    asyncio.run(listen())
+
+
+def test_a_form_is_not_compiled_where_all_others_wait(worker, formed):
+    async def listen():
+        matchers = worker.check(formed)
+        with no_form_is_compiled():
+            answers = AsyncAnswers(worker, formed, matchers)
+            async with asyncio.timeout(5):
+                assert (await answers.completions())[0].text in ("yes", "no")
+
+    asyncio.run(listen())
 
 
 def test_closing_ends_what_is_in_flight(opened):

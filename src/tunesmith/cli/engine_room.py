@@ -39,6 +39,7 @@ rest_webhooks: Any = _Later("tunesmith.rest.webhook_sending")
 
 #: The record comes with SQLAlchemy.
 access_record: Any = _Later("tunesmith.record.access")
+audit_record: Any = _Later("tunesmith.record.audit")
 backup_record: Any = _Later("tunesmith.record.backup")
 database_record: Any = _Later("tunesmith.record.database")
 restore_record: Any = _Later("tunesmith.record.restore")
@@ -49,6 +50,7 @@ __all__ = [
     "access_record",
     "api",
     "arms",
+    "audit_record",
     "backup_record",
     "database_record",
     "rest_server",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,10 +15,13 @@ from tunesmith.cli.engine_room import access_record, database_record
 from tunesmith.cli.options import Json
 from tunesmith.cli.quantities import ago
 from tunesmith.cli.screen import Screen
+from tunesmith.errors import RequestError
 from tunesmith.record.home import Home
 
 if TYPE_CHECKING:
     from tunesmith.record.access import Access, Key
+
+_SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 app = typer.Typer(help="Make, list and revoke the keys that callers of the server send.")
 
@@ -45,10 +49,20 @@ def create_key(
     admin: Annotated[
         bool, typer.Option("--admin", help="Make an admin key, which may also share models among projects.")
     ] = False,
+    expires: Annotated[
+        str | None,
+        typer.Option(
+            "--expires",
+            metavar="WHEN",
+            help="When it stops working: after so many hours, days or weeks (12h, 30d, 4w), or at a time in UTC "
+            "(2027-01-31, 2027-01-31T18:00). (default: never)",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a key and show it, this once. From the first key on the server asks every caller for one."""
     screen = Screen(json=json)
+    expires_at = None if expires is None else _moment(expires)
     access = _access()
     found = access.find_project(project or access_record.DEFAULT_PROJECT)
     is_new = found is None
@@ -56,7 +70,7 @@ def create_key(
         assert project is not None, "the default project is always there"
         found = access.create_project(project)
     limits = access_record.KeyLimits(requests_per_minute, tokens_per_day)
-    key, secret = access.create_key(name, found.id, limits, is_admin=admin)
+    key, secret = access.create_key(name, found.id, limits, is_admin=admin, expires_at=expires_at)
     if not json:  # standard error, where the story then goes, often ends up in a log
         screen.result(Text(secret, style="name"), whole=True)
     if is_new:
@@ -75,10 +89,10 @@ def list_keys(
     found = _access().keys(with_revoked=with_revoked)
     if found:
         rows = [
-            (Text(key.name, style="name"), key.id, f"{key.hint}…", _opens(key), _limits(key), _use(key))
+            (Text(key.name, style="name"), key.id, f"{key.hint}…", _opens(key), _limits(key), _end(key), _use(key))
             for key in found
         ]
-        screen.listing(rows, header=("name", "id", "begins", "project", "limits", "used"))
+        screen.listing(rows, header=("name", "id", "begins", "project", "limits", "expires", "used"))
     else:
         screen.result(Text("No keys. `tunesmith keys create NAME` makes one."))
     screen.finish({"keys": [facts(key) for key in found]})
@@ -109,6 +123,35 @@ def _access() -> Access:
     access: Access = access_record.Access(database)
     access.ensure_default_project()
     return access
+
+
+def _moment(text: str) -> int:
+    """Return the Unix seconds of a time, or of a while from now on.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    if found := re.fullmatch(r"(\d{1,6})([hdw])", text):
+        return int(time.time()) + int(found[1]) * _SECONDS[found[2]]
+    try:
+        moment = datetime.fromisoformat(text)
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):
+        raise RequestError(
+            f"'{text[:100]}' is no time.",
+            where="--expires",
+            fix="Write 12h, 30d or 4w, or a time in UTC such as 2027-01-31 or 2027-01-31T18:00.",
+            code="invalid_expiry",
+            param="expires",
+        ) from None
+
+
+def _end(key: Key) -> str:
+    if key.expires_at is None:
+        return "never"
+    if key.expires_at <= time.time():
+        return f"expired {_ago(key.expires_at)}"
+    return f"{datetime.fromtimestamp(key.expires_at, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _opens(key: Key) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from tunesmith import __version__
 from tunesmith.cli import keys, models, runs, webhooks
+from tunesmith.cli.audit import audit
 from tunesmith.cli.backup import backup, restore
 from tunesmith.cli.chat import chat
 from tunesmith.cli.check import check
@@ -43,6 +44,7 @@ app.add_typer(models.app, name="models", rich_help_panel=_KEEP)
 app.add_typer(runs.app, name="runs", rich_help_panel=_KEEP)
 app.add_typer(keys.app, name="keys", rich_help_panel=_KEEP)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel=_KEEP)
+app.command("audit", rich_help_panel=_KEEP)(audit)
 app.command("backup", rich_help_panel=_KEEP)(backup)
 app.command("restore", rich_help_panel=_KEEP)(restore)
 

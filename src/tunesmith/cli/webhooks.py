@@ -115,8 +115,8 @@ def test_webhook(name: _Name, json: Json = False) -> None:
 
 
 def facts(webhook: Webhook) -> dict[str, Any]:
-    """Return an endpoint as plain data, without its secret."""
-    return {name: value for name, value in asdict(webhook).items() if name != "secret"}
+    """Return an endpoint as plain data, without its secrets."""
+    return {name: value for name, value in asdict(webhook).items() if "secret" not in name}
 
 
 def _opened() -> tuple[Webhooks, Any]:

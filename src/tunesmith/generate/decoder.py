@@ -124,19 +124,18 @@ class Decoder(ABC):
             ModelError: there is none by this name, or a request uses it.
         """
 
-    def check(self, request: Request) -> None:
-        """Refuse a request that can't be answered.
+    def check(self, request: Request) -> Matcher | None:
+        """Refuse a request that can't be answered. Compiling its form may take seconds.
+
+        Returns:
+            What keeps the answer to its form, for `add`; None: nothing does, or whatever computes here has its own way.
 
         Raises:
             RequestError: the prompt is empty or longer than the model's context, its adapter is unknown, more than one
                 answer is asked, a bias is for a token that the model doesn't have, or its form can't be used.
         """
-        if request.sampling.n != 1:
-            raise RequestError("The engine takes one answer a request.", fix="Use Request.expand().", param="n")
-        self._check_adapter(request.adapter)
-        self._check_prompt(request.prompt_ids, len(request.prompt_ids) + 1)
-        self._check_biases(request.sampling.logit_bias)
-        self._matcher(request)
+        self._check_all_but_form(request)
+        return self._matcher(request)
 
     def check_score(self, request: ScoreRequest) -> None:
         """Refuse a request for a score that can't be computed.
@@ -148,16 +147,21 @@ class Decoder(ABC):
         self._check_adapter(request.adapter)
         self._check_prompt(request.prompt_ids, len(request.prompt_ids) + len(request.continuation_ids))
 
-    def add(self, request: Request) -> int:
+    def add(self, request: Request, matcher: Matcher | None = None) -> int:
         """Queue a request; return its id, which its deltas carry.
+
+        Args:
+            request: what is asked.
+            matcher: what `check` returned, for this request alone; without it, the form may have to be compiled here.
 
         Raises:
             RequestError: see `check`.
         """
-        self.check(request)
+        self._check_all_but_form(request)
+        if matcher is None:
+            matcher = self._matcher(request)
         request_id = next(self._ids)
         limit = min(request.sampling.max_completion_tokens, self._most_tokens - len(request.prompt_ids))
-        matcher = self._matcher(request)
         self._queue_answer(request, Answer(request_id, request, self.renderer, self._end_ids, limit, matcher))
         return request_id
 
@@ -235,6 +239,13 @@ class Decoder(ABC):
         if self._constraints is None or request.sampling.output is None:
             return None
         return self._constraints.compile(request.sampling.output)
+
+    def _check_all_but_form(self, request: Request) -> None:
+        if request.sampling.n != 1:
+            raise RequestError("The engine takes one answer a request.", fix="Use Request.expand().", param="n")
+        self._check_adapter(request.adapter)
+        self._check_prompt(request.prompt_ids, len(request.prompt_ids) + 1)
+        self._check_biases(request.sampling.logit_bias)
 
     def _check_adapter(self, adapter: str | None) -> None:
         if adapter is not None and adapter not in self._adapters:

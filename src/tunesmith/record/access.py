@@ -38,6 +38,7 @@ _HINT_LENGTH = len(_SECRET_PREFIX) + 6
 _ALPHABET = string.digits + string.ascii_letters
 _SECONDS_PER_DAY = 86_400
 _LONGEST_NAME = 100
+_LONGEST_SECONDS = 100 * 366 * _SECONDS_PER_DAY
 _ADMIN = "admin"
 
 
@@ -82,6 +83,7 @@ class Key:
     last_used_at: int | None = None
     revoked_at: int | None = None
     is_admin: bool = False
+    expires_at: int | None = None
 
 
 class Access:
@@ -139,17 +141,26 @@ class Access:
             return [_read_project(row) for row in rows]
 
     def create_key(
-        self, name: str, project_id: str, limits: KeyLimits | None = None, *, is_admin: bool = False
+        self,
+        name: str,
+        project_id: str,
+        limits: KeyLimits | None = None,
+        *,
+        is_admin: bool = False,
+        expires_at: int | None = None,
     ) -> tuple[Key, str]:
         """Create a key and return it with its secret, which nobody can find out later.
 
         Raises:
-            RequestError: the name is empty or too long, or a limit is below one.
+            RequestError: the name is empty or too long, a limit is below one, or it would be over already.
             StorageError: see `Database.write`.
         """
         _check_name(name)
         limits = limits or KeyLimits()
         _check_limits(limits)
+        now = int(time.time())
+        if expires_at is not None and not now < expires_at <= now + _LONGEST_SECONDS:
+            raise RequestError("A key expires in the future, within 100 years.", code="invalid_expiry", param="expires")
         secret = _SECRET_PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(_SECRET_LENGTH))
 
         def create(connection: Connection) -> Key:
@@ -163,13 +174,14 @@ class Access:
                 name=name,
                 hint=secret[:_HINT_LENGTH],
                 limits=limits,
-                created_at=int(time.time()),
+                created_at=now,
                 is_admin=is_admin,
+                expires_at=expires_at,
             )
             row = {
                 "id": key.id, "created_at": key.created_at, "project_id": key.project_id, "name": name,
                 "hash": _hash(secret), "hint": key.hint, "scopes": [_ADMIN] if is_admin else [],
-                "limits": _columns(limits),
+                "limits": _columns(limits), "expires_at": expires_at,
             }  # fmt: skip
             connection.execute(keys.insert().values(row))
             return key
@@ -188,7 +200,7 @@ class Access:
             return [_read_key(row) for row in found]
 
     def find_key(self, secret: str) -> Key | None:
-        """Return the key that a secret belongs to, unless it was revoked; None for all others.
+        """Return the key that a secret belongs to, unless it was revoked; None for all others. It may have expired.
 
         It is looked for by its hash, so the time that takes says nothing about the secrets of others.
 
@@ -323,6 +335,7 @@ def _read_key(row: Row[Any]) -> Key:
         last_used_at=row.last_used_at,
         revoked_at=row.revoked_at,
         is_admin=_ADMIN in row.scopes,
+        expires_at=row.expires_at,
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 
 from tunesmith.record.database import Database
 from tunesmith.record.ids import new_id
@@ -68,7 +69,17 @@ class AuditLog:
         Raises:
             StorageError: see `Database.read`.
         """
-        query = select(audit).where(audit.c.seq > after).order_by(audit.c.seq).limit(limit)
+        return self._entries(select(audit).where(audit.c.seq > after).order_by(audit.c.seq).limit(limit))
+
+    def newest(self, limit: int) -> list[AuditEntry]:
+        """Return up to `limit` entries from the end of the log, the oldest of them first.
+
+        Raises:
+            StorageError: see `Database.read`.
+        """
+        return self._entries(select(audit).order_by(audit.c.seq.desc()).limit(limit))[::-1]
+
+    def _entries(self, query: Select[Any]) -> list[AuditEntry]:
         with self._database.read() as connection:
             return [
                 AuditEntry(

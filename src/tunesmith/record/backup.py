@@ -7,7 +7,6 @@ copied with its checkpoints first and its journals last, so it is as if its proc
 
 from __future__ import annotations
 
-import io
 import os
 import sqlite3
 import tempfile
@@ -16,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 from tunesmith.errors import StorageError
 from tunesmith.record.backup_files import CONTENT, DATABASE, MODELS, RUNS, BackupWriter, check_target, new_backup
@@ -26,6 +25,7 @@ from tunesmith.record.home import Home
 from tunesmith.record.store import Store
 
 _ROUNDS = 5
+_PIECE_BYTES = 2**20
 _CHECKPOINTS = "checkpoints"
 _VERSION = "tunesmith"
 
@@ -142,9 +142,10 @@ class _Backup:
             if all([self._write_tree(one, f"{name}/{_CHECKPOINTS}/{one.name}") for one in checkpoints]):
                 break
         for path in _files(run, except_for=_CHECKPOINTS):
-            content = _whole(path)
-            if content is not None:
-                self._writer.add(f"{name}/{path.relative_to(run).as_posix()}", io.BytesIO(content), len(content))
+            with tempfile.SpooledTemporaryFile(_PIECE_BYTES, dir=str(self._home.root)) as copy:
+                size_bytes = _copy_of_one_moment(path, copy)
+                if size_bytes is not None:
+                    self._writer.add(f"{name}/{path.relative_to(run).as_posix()}", cast(BinaryIO, copy), size_bytes)
 
     def _write_tree(self, folder: Path, name: str) -> bool:
         """Write a folder that never changes; return False, and nothing remains of it, if it goes away meanwhile."""
@@ -187,9 +188,25 @@ def _files(folder: Path, *, except_for: str | None = None) -> Iterator[Path]:
             yield path
 
 
-def _whole(path: Path) -> bytes | None:
-    """Return a file's content at one moment, None if it has gone."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
+def _copy_of_one_moment(path: Path, copy: IO[bytes]) -> int | None:
+    """Copy a file as it is when it is opened, and return its size, None if it has gone.
+
+    One that is replaced meanwhile stays open as it was, and what is appended lies beyond its size; one that is cut
+    short, as a resumed run does with its journals, is copied again.
+    """
+    left = size_bytes = 0
+    for _ in range(_ROUNDS):
+        copy.seek(0)
+        copy.truncate()
+        try:
+            with path.open("rb") as file:
+                left = size_bytes = os.fstat(file.fileno()).st_size
+                while piece := file.read(min(_PIECE_BYTES, left)):
+                    copy.write(piece)
+                    left -= len(piece)
+                if os.fstat(file.fileno()).st_size >= size_bytes:
+                    break
+        except FileNotFoundError:
+            return None
+    copy.seek(0)
+    return size_bytes - left

@@ -207,11 +207,12 @@ jobs = _table(
     Column("result_files", Json),
     Column("error", Json),
     Index(None, "project_id", "seq"),
-    Index(None, "state", "priority", "seq"),
     Index(None, "training_sha256"),
     Index(None, "validation_sha256"),
     Index(None, "fine_tuned_model"),
 )
+# Just the order of the queue, else each claim would sort all that waits.
+Index("ix_jobs_queue", jobs.c.state, jobs.c.priority.desc(), jobs.c.seq)
 
 job_metadata = Table(
     "job_metadata",
@@ -311,6 +312,9 @@ webhooks = _table(
     Column("url", Text, nullable=False),
     # A signature needs the secret itself.
     Column("secret", Text, nullable=False),
+    # One that was replaced signs as well until then, where that was asked for.
+    Column("old_secret", Text),
+    Column("old_secret_until", Whole),
     Column("event_types", Json, nullable=False),
     Column("allows_private", Whole, nullable=False, server_default="0"),
     Column("disabled_at", Whole),

@@ -169,8 +169,13 @@ class Uploads:
             )
         return found
 
-    def complete(self, upload: UploadRecord, blob: Blob) -> tuple[UploadRecord, FileRecord]:
+    def complete(self, upload: UploadRecord, blob: Blob, file_id: str | None = None) -> tuple[UploadRecord, FileRecord]:
         """Turn an upload into a file whose content, all parts joined, is stored already.
+
+        Args:
+            upload: what is completed.
+            blob: the content.
+            file_id: what the file is called; None: a new id.
 
         Raises:
             RequestError: somebody completed or cancelled it meanwhile, or it expired.
@@ -178,7 +183,7 @@ class Uploads:
         """
         with self._database.write() as connection:
             _check_pending(self._again(connection, upload))
-            new = NewFile(upload.project_id, upload.filename, upload.purpose, upload.expires_after)
+            new = NewFile(upload.project_id, upload.filename, upload.purpose, upload.expires_after, file_id)
             file = self._files.add(connection, new, blob)
             digests = self._close(connection, [upload.id], "completed", file.id)
             done = self._again(connection, upload)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +17,15 @@ from tunesmith.record.tables import webhooks
 
 _SECRET_PREFIX, _SECRET_BYTES = "whsec_", 32
 _LONGEST_NAME = 100
+_OLD_SECRET_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """An endpoint; `secret` signs what it gets, `allows_private` lets it be on a network that isn't public."""
+    """An endpoint; `secret` signs what it gets, `allows_private` lets it be on a network that isn't public.
+
+    Until `old_secret_until` (Unix seconds), the secret that was replaced signs as well.
+    """
 
     id: str
     created_at: int
@@ -31,6 +36,14 @@ class Webhook:
     event_types: tuple[str, ...]
     allows_private: bool
     disabled_at: int | None
+    old_secret: str | None = None
+    old_secret_until: int | None = None
+
+    def secrets_at(self, now: int) -> tuple[str, ...]:
+        """Return the secrets that sign what is sent at a time."""
+        if self.old_secret is None or self.old_secret_until is None or now >= self.old_secret_until:
+            return (self.secret,)
+        return self.secret, self.old_secret
 
 
 def check_webhook_name(name: str) -> None:
@@ -91,6 +104,17 @@ def change_webhook(connection: Connection, webhook: Webhook, **changes: Any) -> 
     return replace(webhook, **changes)
 
 
+def rotate_secret(connection: Connection, webhook: Webhook, *, keeps_old: bool) -> Webhook:
+    """Give an endpoint a new secret; the one before it signs as well for another day, or at once no more."""
+    return change_webhook(
+        connection,
+        webhook,
+        secret=new_secret(),
+        old_secret=webhook.secret if keeps_old else None,
+        old_secret_until=int(time.time()) + _OLD_SECRET_SECONDS if keeps_old else None,
+    )
+
+
 def webhook_of(row: Row[Any]) -> Webhook:
     """Return a row of the table as an endpoint."""
     return Webhook(
@@ -103,4 +127,6 @@ def webhook_of(row: Row[Any]) -> Webhook:
         tuple(row.event_types),
         bool(row.allows_private),
         row.disabled_at,
+        row.old_secret,
+        row.old_secret_until,
     )

@@ -74,7 +74,7 @@ async def _open(http: Request, request: CompletionRequest) -> _Texts:
         if request.echo and request.logprobs is not None:
             echoes = await scored_echoes(seat, echoes, prompts, request.logprobs)
         requests = [one for prompt in prompts for one in prompt.expand()] if request.max_tokens else []
-        answers = AsyncAnswers(seat.worker, requests, whole=not request.stream, on_ended=lease.release)
+        answers = await AsyncAnswers.begin(seat.worker, requests, whole=not request.stream, on_ended=lease.release)
         return _Texts(
             id=new_id("cmpl-"),
             request=request,

@@ -20,6 +20,10 @@ HEADER_SECONDS = 20.0
 _SURPLUS_SECONDS = 1.0
 #: So many of too many are kept at a time; further ones are closed at once.
 _MOST_SURPLUS = 4
+#: How much of a body, and for how long, is heard and forgotten once its request was answered. Many clients listen only
+#: when they have said all, so an honest one gets to its end; nobody goes on for ever.
+REST_BYTES = 2**30
+REST_SECONDS = 30.0
 #: Where each byte may cost (a chunk of a body may be one byte long), as much is read at once as takes about so long.
 _PIECE_BYTES = range(512, 65_537)
 _PIECE_SECONDS = 0.005
@@ -36,6 +40,9 @@ class Connection(H11Protocol):
     """
 
     _patience: asyncio.TimerHandle | None = None
+    #: Runs while the rest of an answered request's body arrives.
+    _rest: asyncio.TimerHandle | None = None
+    _rest_bytes = 0
     _is_reading = False
     _is_surplus = False
     _is_refused = False
@@ -63,6 +70,11 @@ class Connection(H11Protocol):
         if self._is_surplus:
             self._turn_away()
             return
+        if self._rest is not None:
+            self._rest_bytes += len(data)
+            if self._rest_bytes > REST_BYTES:
+                self.transport.close()
+                return
         self._unread += data
         if not self._is_reading:
             self._read_on()
@@ -71,7 +83,14 @@ class Connection(H11Protocol):
         """Wait for nothing more."""
         self._unread.clear()
         self._stop_watching()
+        self._end_rest()
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Be patient with what is still to come of a body that the answer didn't wait for, but no longer."""
+        if self._is_in_rest and not self.transport.is_closing():
+            self._rest = self.loop.call_later(REST_SECONDS, self.transport.close)
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what isn't HTTP, in the form of all other refusals."""
@@ -103,12 +122,14 @@ class Connection(H11Protocol):
     @property
     def _is_costly(self) -> bool:
         """Whether few bytes may be many events: in a body in chunks, or before it is known what comes."""
-        if self.conn.their_state is not h11.SEND_BODY:
+        if not self._is_in_rest:
             return True
         return any(name == b"transfer-encoding" for name, _ in self.headers)
 
     def _watch(self) -> None:
         """Be patient as long as a request's headers are missing, but no longer."""
+        if not self._is_in_rest:
+            self._end_rest()
         if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
             self._stop_watching()
         elif self._patience is None:
@@ -118,6 +139,17 @@ class Connection(H11Protocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+
+    @property
+    def _is_in_rest(self) -> bool:
+        """Whether a request was answered whose body isn't whole yet."""
+        return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+
+    def _end_rest(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+            self._rest_bytes = 0
 
     def _give_up(self) -> None:
         self._patience = None

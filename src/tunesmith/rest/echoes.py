@@ -46,7 +46,7 @@ async def scored_echoes(seat: Seat, echoes: Sequence[Echo], prompts: Sequence[Re
         for prompt in prompts
         if len(prompt.prompt_ids) > 1
     ]
-    answers = AsyncAnswers(seat.worker, asked)
+    answers = await AsyncAnswers.begin(seat.worker, asked)
     try:
         scores = iter(await answers.scores())
     finally:

@@ -18,6 +18,7 @@ from tunesmith.errors import ModelError, RequestError
 from tunesmith.models.encoder import Encoder, Vectors
 from tunesmith.rest.bodies import read_body
 from tunesmith.rest.errors import WireFault, model_not_found, model_unavailable
+from tunesmith.rest.limits import Allowance
 from tunesmith.rest.model_lookup import pool_of
 from tunesmith.rest.schema import json_body
 from tunesmith.rest.session import unless_gone
@@ -100,11 +101,11 @@ async def create_embeddings(http: Request) -> Response:
             param="dimensions",
         )
     rows = await asyncio.to_thread(_rows, request.input, encoder)
-    computing = embedder.submit(encoder, rows)
+    # Counted as they are computed, so that callers who leave before the end pay for what was done.
+    allowance: Allowance | None = http.state.allowance
+    computing = embedder.submit(encoder, rows, None if allowance is None else allowance.spend)
     vectors = await unless_gone(http, _wait(computing))
     tokens = sum(map(len, rows))
-    if http.state.allowance is not None:
-        http.state.allowance.spend(tokens)
     content = await asyncio.to_thread(
         _answer, _shortened(vectors, dimensions), model.name, tokens, is_base64=request.encoding_format == "base64"
     )

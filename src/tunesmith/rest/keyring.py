@@ -32,11 +32,18 @@ NOBODY = Caller(None, DEFAULT_PROJECT, "anybody on this machine", ORGANIZATION, 
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """A key that opens the door; `project_name` is None for those that the server was started with."""
+    """A key that opens the door until it expires; `project_name` is None for those that the server was started with."""
 
     caller: Caller
     limits: KeyLimits
     project_name: str | None = None
+    expires_at: int | None = None
+
+    def or_refusal(self) -> KnownKey | WireError:
+        """Return itself, or why it doesn't open the door any more: also one that was known a moment ago."""
+        if self.expires_at is None or time.time() < self.expires_at:
+            return self
+        return _unauthorized("This API key has expired. Ask for a new one, or make one: tunesmith keys create NAME.")
 
 
 class Keyring:
@@ -92,10 +99,10 @@ class Keyring:
         digest = hashlib.sha256(given or b"").digest()
         known, until = self._known.get(digest, (None, 0.0))
         if known is not None and time.monotonic() < until:
-            return known
+            return known.or_refusal()
         found = given and await self._look_up(given, digest)
         if found:
-            return found
+            return found.or_refusal()
         # Taken before the keys are compared, so that many at once count too.
         was_right = (address, digest) in self._seen
         wait_seconds = 0.0 if was_right else self._guesses.take(address, WRONG_KEYS_PER_MINUTE)
@@ -143,7 +150,7 @@ class Keyring:
             day = day_of(time.time())
             self._ledger.learn_total(key.id, day, self._access.tokens_used(key.id, day))
         caller = Caller(key.id, key.project_id, key.name, key.organization_id, key.is_admin)
-        return KnownKey(caller, key.limits, key.project_name)
+        return KnownKey(caller, key.limits, key.project_name, key.expires_at)
 
     def _own_key(self, given: bytes) -> KnownKey | None:
         # Every key is compared, in constant time: the time of the answer says nothing about them.

@@ -175,7 +175,9 @@ async def open_session(
         # Rendering a long prompt takes a while; other requests go on meanwhile.
         rendering = asyncio.to_thread(_fitting_prompt, seat.opened, request, conversation, sampling, shorter)
         prompt, tools = await rendering
-        answers = AsyncAnswers(seat.worker, prompt.expand(), whole=not request.stream, on_ended=lease.release)
+        answers = await AsyncAnswers.begin(
+            seat.worker, prompt.expand(), whole=not request.stream, on_ended=lease.release
+        )
         return Session(
             id=new_id("chatcmpl-"),
             request=request,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from tunesmith.errors import RequestError, StorageError
 from tunesmith.record.files import FileRecord, NewFile
+from tunesmith.record.store import Blob
 from tunesmith.record.uploads import PartRecord, UploadRecord
 from tunesmith.rest.bodies import read_body
 from tunesmith.rest.errors import WireError, WireFault
@@ -155,13 +156,18 @@ async def add_part(upload_id: str, http: Request, platform: FromPlatform, caller
 async def complete_upload(upload_id: str, http: Request, platform: FromPlatform, caller: FromCaller) -> WireUpload:
     """Join the parts into a file."""
     body = await read_body(http, CompleteUpload)
-    upload = await _pending(platform, caller.project_id, upload_id)
     threads = platform.file_threads
+    file_id = id_for(http, "file-")
+    before = await in_thread(threads, partial(_completed_as, platform, caller.project_id, upload_id, file_id))
+    if before is not None:
+        return before
+    upload = await _pending(platform, caller.project_id, upload_id)
     parts = await in_thread(threads, partial(platform.uploads.parts_of, upload, body.part_ids))
     content = await in_thread(threads, partial(Content, platform.store, MAX_UPLOAD_BYTES, md5=body.md5 is not None))
     try:
         join = partial(_join, platform, upload, parts, content, body.md5)
-        done, file = await in_thread(threads, join)
+        blob = await in_thread(threads, join)
+        done, file = await in_thread(threads, partial(platform.uploads.complete, upload, blob, file_id))
     finally:
         await in_thread(threads, content.close)
     return _wire_upload(done, file)
@@ -178,10 +184,18 @@ def _add_part(platform: Platform, upload: UploadRecord, content: Content) -> Par
     return platform.uploads.add_part(upload, content.finish())
 
 
+def _completed_as(platform: Platform, project_id: str, upload_id: str, file_id: str) -> WireUpload | None:
+    """Return an upload that an earlier attempt at the same request completed: its parts are gone, its file is there."""
+    record = platform.uploads.get(project_id, upload_id)
+    if record is None or record.file_id != file_id:
+        return None
+    return _wire_upload(record, platform.files.get(project_id, file_id))
+
+
 def _join(
     platform: Platform, upload: UploadRecord, parts: Sequence[PartRecord], content: Content, md5: str | None
-) -> tuple[UploadRecord, FileRecord]:
-    """Make one content of the parts, check it, and complete the upload with it.
+) -> Blob:
+    """Make one content of the parts and check it.
 
     Raises:
         RequestError: the content isn't what it should be.
@@ -204,7 +218,7 @@ def _join(
         raise line_error(content.problems)
     if md5 is not None and md5.lower() != content.md5:
         raise RequestError(f"The MD5 of the parts is {content.md5}, not what was given.", code="wrong_md5", param="md5")
-    return platform.uploads.complete(upload, content.finish())
+    return content.finish()
 
 
 def _pieces(platform: Platform, parts: Sequence[PartRecord]) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ from tunesmith.record.webhook_endpoints import (
     change_webhook,
     check_webhook_name,
     list_webhooks,
-    new_secret,
+    rotate_secret,
     webhook_here,
 )
 from tunesmith.record.webhooks import EVENT_TYPES, Webhooks
@@ -70,9 +70,9 @@ class ChangeEndpoint(_Body):
 
 
 class RotateSecret(_Body):
-    """How a secret is replaced; the old one isn't kept."""
+    """How a secret is replaced: whether the old one signs beside it for a day, while receivers change theirs."""
 
-    keep_old_secret_active_for_24_hours: Literal[False] | None = None
+    keep_old_secret_active_for_24_hours: bool | None = None
 
 
 class TryEndpoint(_Body):
@@ -197,10 +197,9 @@ async def rotate_webhook_secret(
 ) -> WireNewEndpoint:
     """Replace an endpoint's secret; what is sent from now on is signed with the new one."""
     webhook = await _found(platform, caller, webhook_endpoint_id)
-    if await http.body():
-        await read_body(http, RotateSecret)
-    change = partial(_changed, platform.database, webhook, {"secret": new_secret()})
-    return _wire_new(await in_thread(platform.keeping_threads, change))
+    body = await read_body(http, RotateSecret) if await http.body() else RotateSecret()
+    rotate = partial(_rotated, platform.database, webhook, bool(body.keep_old_secret_active_for_24_hours))
+    return _wire_new(await in_thread(platform.keeping_threads, rotate))
 
 
 @router.post(_PATH + "/{webhook_endpoint_id}/test", openapi_extra=json_body(TryEndpoint))
@@ -249,6 +248,13 @@ def _changed(database: Database, webhook: Webhook, changes: dict[str, Any]) -> W
         return change_webhook(connection, _here(connection, webhook.project_id, webhook.id), **changes)
 
     return database.retry(change)
+
+
+def _rotated(database: Database, webhook: Webhook, keeps_old: bool) -> Webhook:
+    def rotate(connection: Connection) -> Webhook:
+        return rotate_secret(connection, _here(connection, webhook.project_id, webhook.id), keeps_old=keeps_old)
+
+    return database.retry(rotate)
 
 
 def _deleted(database: Database, webhook: Webhook) -> None:

@@ -81,25 +81,30 @@ def event_body(delivery: Delivery) -> bytes:
     )
 
 
-def signed_headers(secret: str, event_id: str, body: bytes, now: int) -> dict[str, str]:
-    """Return the headers by which the receiver knows who sent a body, and when."""
-    key = base64.b64decode(secret.removeprefix(_PREFIX))
-    signature = hmac.new(key, f"{event_id}.{now}.".encode() + body, hashlib.sha256).digest()
+def signed_headers(secrets: Iterable[str], event_id: str, body: bytes, now: int) -> dict[str, str]:
+    """Return the headers by which the receiver knows who sent a body, and when: any one of the secrets shows it."""
+    content = f"{event_id}.{now}.".encode() + body
     return {
         "webhook-id": event_id,
         "webhook-timestamp": str(now),
-        "webhook-signature": f"v1,{base64.b64encode(signature).decode()}",
+        "webhook-signature": " ".join(_signature(secret, content) for secret in secrets),
     }
 
 
+def _signature(secret: str, content: bytes) -> str:
+    key = base64.b64decode(secret.removeprefix(_PREFIX))
+    return f"v1,{base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()}"
+
+
 def _post(place: Place, webhook: Webhook, event_id: str, body: bytes, deadline: float) -> int:
+    now = int(time.time())
     headers = {
         "host": _host_header(place),
         "content-type": "application/json",
         "content-length": str(len(body)),
         "user-agent": f"Tunesmith/{__version__}",
         "connection": "close",
-        **signed_headers(webhook.secret, event_id, body, int(time.time())),
+        **signed_headers(webhook.secrets_at(now), event_id, body, now),
     }
     url = httpcore.URL(scheme=place.scheme, host=place.host, port=place.port, target=place.target)
     backend = _CheckedAddresses(place, webhook.allows_private, deadline)

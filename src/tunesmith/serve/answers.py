@@ -8,10 +8,11 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tunesmith.errors import TunesmithError
 from tunesmith.generate.completion import Completion
+from tunesmith.generate.constraints import Matcher
 from tunesmith.generate.request import Delta, Request, Score, ScoreDone, ScoreRequest
 from tunesmith.serve.worker import Worker
 
@@ -24,11 +25,13 @@ _MOST_WAITING = 64
 class AsyncAnswers:
     """The answers to requests that were submitted together, as they grow. `close` it in any case.
 
-    Made inside a running event loop. Who listens slowly hears of larger pieces, so that what waits stays small.
+    Made by `begin`, inside a running event loop. Who listens slowly hears of larger pieces, so that what waits stays
+    small.
 
     Args:
         worker: who answers.
         requests: what is asked.
+        matchers: what `Worker.check` returned for them.
         whole: hear only of finished answers: nobody need wake up for each token.
         keeps_errors: an answer that can't go on is a completion with an `error`, which isn't raised.
         on_ended: called in the event loop once the worker has nothing left to do, however much is still to be heard.
@@ -41,6 +44,7 @@ class AsyncAnswers:
         self,
         worker: Worker,
         requests: Sequence[Request | ScoreRequest],
+        matchers: tuple[Matcher | None, ...],
         *,
         whole: bool = False,
         keeps_errors: bool = False,
@@ -56,7 +60,21 @@ class AsyncAnswers:
         self._worker = worker
         self._unfinished = self._unended = len(requests)
         self._computed = [0] * len(requests)
-        self._ticket = worker.submit(requests, self._hear)
+        self._ticket = worker.submit(requests, self._hear, matchers)
+
+    @classmethod
+    async def begin(cls, worker: Worker, requests: Sequence[Request | ScoreRequest], **how: Any) -> Self:
+        """Check requests and hand them to a worker; `how` is what else an object of this class is made with.
+
+        Raises:
+            RequestError: see `Worker.check` and `Worker.submit`.
+        """
+        # Whoever made them has compiled their forms, but so many others may have come since that it was forgotten.
+        if any(isinstance(request, Request) and request.sampling.output is not None for request in requests):
+            matchers = await asyncio.to_thread(worker.check, requests)
+        else:
+            matchers = worker.check(requests)
+        return cls(worker, requests, matchers, **how)
 
     @property
     def is_finished(self) -> bool:

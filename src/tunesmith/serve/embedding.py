@@ -28,7 +28,8 @@ class _Order:
 
     passes: Iterator[tuple[list[int], Vectors]]
     vectors: Vectors
-    tokens: int
+    sizes: list[int]  # tokens of each row
+    on_computed: Callable[[int], None] | None
     done: Future[Vectors] = field(default_factory=Future)
 
 
@@ -72,8 +73,16 @@ class Embedder:
                     raise
             return found
 
-    def submit(self, encoder: Encoder, rows: Sequence[Sequence[int]]) -> Future[Vectors]:
+    def submit(
+        self, encoder: Encoder, rows: Sequence[Sequence[int]], on_computed: Callable[[int], None] | None = None
+    ) -> Future[Vectors]:
         """Queue rows of tokens. Requests take turns, so that a small one needn't wait for the whole of a large one.
+
+        Args:
+            encoder: computes them.
+            rows: marked tokens.
+            on_computed: told of tokens as they are computed, wanted still or not; called in the embedder's thread, so
+                it must return at once and never raise.
 
         Returns:
             What will give the rows' vectors; cancel it if nobody wants them any more.
@@ -82,7 +91,7 @@ class Embedder:
             RequestError: too many wait already (`code="overloaded"`), or the server is being stopped.
         """
         vectors = np.empty((len(rows), encoder.dimensions), np.float32)
-        order = _Order(encoder.passes(rows), vectors, sum(map(len, rows)))
+        order = _Order(encoder.passes(rows), vectors, list(map(len, rows)), on_computed)
         with self._wake:
             if self._is_closing:
                 raise _stopping()
@@ -141,11 +150,16 @@ class Embedder:
         if computed is not None:
             places, vectors = computed
             order.vectors[places] = vectors
+            self._count(order, sum(order.sizes[place] for place in places))
             return False
-        self._used.add(prompt_tokens=order.tokens)
         if order.done.set_running_or_notify_cancel():
             order.done.set_result(order.vectors)
         return True
+
+    def _count(self, order: _Order, tokens: int) -> None:
+        self._used.add(prompt_tokens=tokens)
+        if order.on_computed is not None:
+            order.on_computed(tokens)
 
 
 def _stopping() -> RequestError:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from tunesmith.errors import RequestError, TunesmithError
+from tunesmith.generate.constraints import Matcher
 from tunesmith.generate.request import Delta, Request, ScoreDone, ScoreRequest
 from tunesmith.serve.answering import OpenModel
 from tunesmith.serve.turns import Turns
@@ -27,6 +28,7 @@ class Ticket:
     """Requests that were submitted together, until each is finished."""
 
     requests: tuple[Request | ScoreRequest, ...]
+    matchers: tuple[Matcher | None, ...]
     listener: Listener
     running: dict[int, int] = field(default_factory=dict)  # engine's request id -> index
     is_started: bool = False
@@ -96,20 +98,45 @@ class Worker:
                 param="n",
             )
 
-    def submit(self, requests: Sequence[Request | ScoreRequest], listener: Listener) -> Ticket:
-        """Queue requests, all or none; `listener` hears of each until it ends.
+    def check(self, requests: Sequence[Request | ScoreRequest]) -> tuple[Matcher | None, ...]:
+        """Refuse requests that can't be answered, all if one is. Not for an event loop, where they have a form.
+
+        Returns:
+            What keeps each answer to its form.
 
         Raises:
-            RequestError: a request can't be answered, there are more than fit at all, or too many wait already
-                (`code="overloaded"`).
+            RequestError: a request can't be answered, or there are more than fit at all.
         """
         self.check_count(len(requests))
+        engine = self.opened.engine
+        matchers: list[Matcher | None] = []
         for request in requests:
             if isinstance(request, ScoreRequest):
-                self.opened.engine.check_score(request)
+                engine.check_score(request)
+                matchers.append(None)
             else:
-                self.opened.engine.check(request)
-        ticket = Ticket(tuple(requests), listener)
+                matchers.append(engine.check(request))
+        return tuple(matchers)
+
+    def submit(
+        self,
+        requests: Sequence[Request | ScoreRequest],
+        listener: Listener,
+        matchers: tuple[Matcher | None, ...] | None = None,
+    ) -> Ticket:
+        """Queue requests, all or none; `listener` hears of each until it ends.
+
+        Args:
+            requests: what is asked.
+            listener: hears what becomes of them.
+            matchers: what `check` returned for these requests; None: they are checked here.
+
+        Raises:
+            RequestError: see `check`, or too many wait already (`code="overloaded"`).
+        """
+        if matchers is None:
+            matchers = self.check(requests)
+        ticket = Ticket(tuple(requests), matchers, listener)
         with self._wake:
             if self._is_closing:
                 raise _closed()
@@ -208,7 +235,11 @@ class Worker:
         """Hand a request to the engine, or say at once why that can't be."""
         try:
             engine = self.opened.engine
-            request_id = engine.add_score(request) if isinstance(request, ScoreRequest) else engine.add(request)
+            if isinstance(request, ScoreRequest):
+                request_id = engine.add_score(request)
+            else:
+                # A form that was forgotten meanwhile isn't compiled again here, where all others would wait for it.
+                request_id = engine.add(request, ticket.matchers[index])
         # A fresh engine that can't be made, for one: nothing of this request is in it.
         except Exception as error:
             self._release(1)
