@@ -55,6 +55,13 @@ def test_f32_connections_beyond_the_limit_are_refused_and_there_is_room_again(se
     # A body that is still on its way doesn't cost its sender the answer.
     large = httpx.post(f"{server.url}/v1/files", files={"file": ("x", b"x" * 2_000_000)}, timeout=10)
     assert large.status_code == 503
+    # Nor does it break on who goes on speaking before they listen.
+    with socket.create_connection((address.hostname, address.port), timeout=10) as slow:
+        slow.sendall(b"POST /v1/files HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100000\r\n\r\n")
+        for _ in range(5):
+            time.sleep(0.1)
+            slow.sendall(b"x" * 1000)
+        assert slow.recv(65_536).startswith(b"HTTP/1.1 503 ")
     for one in idle:
         one.close()
     assert answered(server, 200)
@@ -70,6 +77,28 @@ def test_f32_many_uploads_at_once_all_arrive(server):
         with ThreadPoolExecutor(20) as threads:
             made = list(threads.map(upload, contents))
         assert [client.files.content(name).read() for name in made] == contents
+
+
+#: Whoever looks for a certain model finds that the system has no descriptor left.
+WITHOUT_DESCRIPTORS = """
+import errno
+from tunesmith.serve.catalogue import Catalogue
+find = Catalogue.find
+def find_or_fail(self, name):
+    if name == "no-descriptors":
+        raise OSError(errno.EMFILE, "Too many open files")
+    return find(self, name)
+Catalogue.find = find_or_fail
+"""
+
+
+def test_f32_a_request_that_finds_no_descriptor_is_told_as_a_busy_server(tmp_path, monkeypatch):
+    monkeypatch.delenv("TUNESMITH_DATABASE_URL", raising=False)
+    with running_server(tmp_path / "log", tmp_path / "home", prelude=WITHOUT_DESCRIPTORS) as running:
+        reply = httpx.get(f"{running.url}/v1/models/no-descriptors")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "busy")
+        assert reply.headers["retry-after"] and "x-should-retry" not in reply.headers
+        assert httpx.get(f"{running.url}/v1/models").status_code == 200
 
 
 def test_f32_files_that_cannot_be_opened_are_told_as_a_busy_server(tmp_path):

@@ -53,7 +53,7 @@ class FakeHub(ThreadingHTTPServer):
     Attributes:
         cuts: after how many bytes the next answers with weights end.
         seconds: how long each 256 KiB takes.
-        spoils: whether a bit of the weights changes on its way.
+        spoils: the file of which a bit changes on its way.
     """
 
     daemon_threads = True
@@ -62,7 +62,7 @@ class FakeHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Answer)
         self.cuts: list[int] = []
         self.seconds = 0.0
-        self.spoils = False
+        self.spoils: str | None = None
         self.continued = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -112,7 +112,7 @@ class _Answer(BaseHTTPRequestHandler):
         self.end_headers()
         if not is_whole:
             return
-        if file == WEIGHTS and self.server.spoils:
+        if file == self.server.spoils:
             content = content[:-1] + bytes([content[-1] ^ 1])
         end = len(content)
         if file == WEIGHTS and self.server.cuts:
@@ -195,11 +195,12 @@ def test_f28_a_killed_download_is_no_model_and_the_next_one_completes_it(hub, st
     assert is_whole(folder) and said(start(offline=True)) == folder
 
 
-def test_f28_a_damaged_download_is_refused_and_downloaded_anew(hub, start):
-    hub.spoils = True
+@pytest.mark.parametrize("file", [WEIGHTS, "tokenizer.json"], ids=["SHA-256", "Git's hash"])
+def test_f28_a_damaged_download_is_refused_and_downloaded_anew(hub, start, file):
+    hub.spoils = file
     assert said(start()) == "damaged_download"
     assert said(start(offline=True)) == "hub_unreachable"
-    hub.spoils = False
+    hub.spoils = None
     folder = said(start())
     assert is_whole(folder) and said(start(offline=True)) == folder
 
