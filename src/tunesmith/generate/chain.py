@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from tunesmith.generate.layout import StepLayout
@@ -72,8 +73,8 @@ class Chain:
 
     def _narrow(self, lows: Sequence[Sequence[LowRank | None]]) -> NarrowLayers | None:
         """Lay out what is added to each layer's maps; None if that isn't narrow products alone (DoRA)."""
-        like = self._first.qkv.weight()
-        if any(low is not None and (low.factors is not None or low.a.dtype != like.dtype) for of in lows for low in of):
+        known = [low for of_layer in lows for low in of_layer if low is not None]
+        if any(low.factors is not None or low.a.dtype != torch.bfloat16 for low in known):
             return None
         layers = []
         for maps, (qkv, out, gate, up, down) in zip(self._maps, lows, strict=True):
