@@ -113,6 +113,8 @@ def test_f34_a_backup_while_jobs_run_is_restored_whole_and_its_jobs_go_on(
     done = bench.wait_over(done.id)
     running = bench.submit(hyperparameters={"n_epochs": 12, "batch_size": 1})
     bench.wait_step(running.id, 30)
+    # A step is told a moment after it was taken, later where much else is computed.
+    bench.wait(lambda: bench.steps(running.id), "no step is told")
     uploading = Uploading(bench)
     report = backed_up(bench, tmp_path / form)
     uploading.end()
