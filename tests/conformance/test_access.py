@@ -319,7 +319,8 @@ def test_a01_a_key_that_has_expired_is_refused_at_once(locked):
     time.sleep(1.1)  # what the server had read before is forgotten
     assert ask().status_code == 200
     time.sleep(max(0.0, expires_at - 0.5 - time.time()))
-    assert ask().status_code == 200  # which it knows for a second
+    known = ask().status_code  # which it knows for a second; on a busy machine the time may be over by now
+    assert known == 200 or time.time() >= expires_at
     time.sleep(max(0.0, expires_at - time.time()))
     for _ in range(2):
         assert "expired" in is_envelope(ask(), 401, "invalid_api_key")["message"]
