@@ -40,6 +40,7 @@ class NativeProduct:
         self._panels = _packed(weight.detach())
         self._bias = None if bias is None else bias.detach().float().contiguous()
         self._arguments = ProductArguments()
+        self._one_further = FurtherArguments()  # made once: training calls `together` a thousand times a step
         self.describe(self._arguments)
 
     @property
@@ -56,14 +57,19 @@ class NativeProduct:
 
     def __call__(self, x: Tensor, further: Sequence[FurtherRows] = ()) -> Tensor:
         """Map (M, in) to (M, out), with further products of some rows, in their order, before anything is rounded."""
-        return self._computed(STORED, x, x.new_empty(len(x), self.outputs), further=further)
+        out = x.new_empty(len(x), self.outputs)
+        if not further:
+            return self._computed(STORED, x, out)
+        described = (FurtherArguments * len(further))(*(rows.arguments() for rows in further))
+        return self._computed(STORED, x, out, further=ctypes.addressof(described), further_count=len(further))
 
     def together(self, x: Tensor, further: NativeProduct, further_x: Tensor, into: Tensor | None = None) -> Tensor:
         """Return `self(x) + further(further_x)`, rounded once, added to `into` in place if there is one."""
-        rows = [FurtherRows(0, len(x), further, further_x)]
-        if into is None:
-            return self(x, rows)
-        return self._computed(UPDATED, x, into, into, rows)
+        one = self._one_further
+        one.x, one.x_stride, one.end = further_x.data_ptr(), further_x.stride(0), len(x)
+        one.weight, one.depth = further.pointer, further.depth
+        kind, out = (STORED, x.new_empty(len(x), self.outputs)) if into is None else (UPDATED, into)
+        return self._computed(kind, x, out, into, ctypes.addressof(one), 1)
 
     def write(self, x: Tensor, out: Tensor) -> None:
         """Write the product of x (M, in) to `out` (M, out)."""
@@ -91,7 +97,13 @@ class NativeProduct:
         return self._panels.permute(0, 2, 1, 3).reshape(-1, self.depth)[: self.outputs]
 
     def _computed(
-        self, kind: int, x: Tensor, out: Tensor, other: Tensor | None = None, further: Sequence[FurtherRows] = ()
+        self,
+        kind: int,
+        x: Tensor,
+        out: Tensor,
+        other: Tensor | None = None,
+        further: int | None = None,
+        further_count: int = 0,
     ) -> Tensor:
         if x.stride(1) != 1:
             x = x.contiguous()
@@ -101,10 +113,7 @@ class NativeProduct:
         arguments.out, arguments.out_stride = out.data_ptr(), out.stride(0)
         if other is not None:
             arguments.other, arguments.other_stride = other.data_ptr(), other.stride(0)
-        arguments.further_count = len(further)
-        if further:
-            described = (FurtherArguments * len(further))(*(rows.arguments() for rows in further))
-            arguments.further = ctypes.addressof(described)
+        arguments.further, arguments.further_count = further, further_count
         self.kernels.product(arguments)
         return out
 
