@@ -45,8 +45,9 @@ class LinearMap:
         self._bias = _joined_bias([_frozen(module) for module in self._modules])
         self._product = _joined([_frozen(module) for module in self._modules], self._bias, pack=pack)
         self._widths = [widths_of(_frozen(module))[1] for module in self._modules]
-        self._own_low = side_by_side(_own_low_rank(self._modules), self._widths)
-        self._own = None if self._own_low is None else NarrowMap(self._own_low, self._bias)
+        #: What LoRA layers in the model itself add.
+        self.own_low = side_by_side(_own_low_rank(self._modules), self._widths)
+        self._own = None if self.own_low is None else NarrowMap(self.own_low, self._bias)
         #: Whether oneDNN may go on with the product's result, where nothing has to be added to it before.
         self.may_fuse = True
         #: Whether the product was made of a copy, so that the layers' own weights can be given up.
@@ -105,11 +106,6 @@ class LinearMap:
     def outputs(self) -> int:
         """Outputs of all layers side by side."""
         return sum(self._widths)
-
-    @property
-    def own_low(self) -> LowRank | None:
-        """What LoRA layers in the model itself add."""
-        return self._own_low
 
     def low_of(self, adapter: ServedAdapter) -> LowRank | None:
         """Return what an adapter adds to these layers."""
