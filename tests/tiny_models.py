@@ -11,6 +11,7 @@ every text (llama, mistral, gemma3), special tokens that swallow the white space
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,8 @@ TEMPLATES = Path(__file__).parent / "chat_templates"
 
 #: Longest row that a tiny model takes.
 CONTEXT_TOKENS = 1024
+#: What a slow model writes for many seconds on any machine, and its context.
+LONG_ANSWER_TOKENS, LONG_CONTEXT_TOKENS = 16_000, 32_768
 #: Reach of the sliding windows of `mistral`, `gemma2` and `gemma3`, in tokens.
 WINDOW_TOKENS = 16
 
@@ -301,9 +304,18 @@ def tiny_model(family: str, *, seed: int = 0, **settings: Any) -> Any:
     return model.eval()
 
 
-def save_tiny_model(family: str, folder: Path, *, seed: int = 0, **settings: Any) -> Path:
+def save_tiny_model(
+    family: str, folder: Path, *, seed: int = 0, context_tokens: int = CONTEXT_TOKENS, **settings: Any
+) -> Path:
     """Write a tiny model with its tokenizer and chat template to `folder`, as a user's model folder, and return it."""
     with quiet_libraries():
-        tiny_model(family, seed=seed, **settings).save_pretrained(folder)
-    tiny_tokenizer(family).save_pretrained(folder)
+        tiny_model(family, seed=seed, max_position_embeddings=context_tokens, **settings).save_pretrained(folder)
+    tokenizer = copy.deepcopy(tiny_tokenizer(family))
+    tokenizer.model_max_length = context_tokens
+    tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_slow_model(family: str, folder: Path) -> Path:
+    """Write a model that is still busy with its answer of `LONG_ANSWER_TOKENS` when a test has looked at it."""
+    return save_tiny_model(family, folder, context_tokens=LONG_CONTEXT_TOKENS, num_hidden_layers=24)

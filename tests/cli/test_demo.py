@@ -59,9 +59,7 @@ def test_the_credit_is_beside_the_rows():
 @pytest.mark.slow
 def test_the_whole_path_in_order(home, tmp_path):
     # The careful prompt is long for a tokenizer of 400 pieces.
-    base = save_tiny_model("smollm2", tmp_path / "tiny", max_position_embeddings=8192)
-    config = base / "tokenizer_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": 8192}))
+    base = save_tiny_model("smollm2", tmp_path / "tiny", context_tokens=8192)
     done = subprocess.run(
         [sys.executable, "-m", "tunesmith", "demo", "--base", str(base), "--epochs", "0.05", "--json"],
         capture_output=True, text=True, check=False,

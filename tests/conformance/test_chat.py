@@ -17,26 +17,22 @@ import pydantic
 import pytest
 
 from server_process import running_server
-from tiny_models import save_tiny_model
+from tiny_models import LONG_ANSWER_TOKENS, save_slow_model, save_tiny_model
 
 HELLO = [{"role": "user", "content": "Hello"}]
 #: Deep enough that an answer of 900 tokens takes seconds.
-SLOW_LAYERS = 24
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A tiny base whose template writes tool calls, and a slow one."""
     folder = tmp_path_factory.mktemp("chat")
-    models = [save_tiny_model("qwen2", folder / "tiny"), save_tiny_model("qwen2", folder / "slow", **SLOW)]
+    models = [save_tiny_model("qwen2", folder / "tiny"), save_slow_model("qwen2", folder / "slow")]
     settings = {"models": [str(model) for model in models], "dtype": "float32", "max_batch": 4, "max_waiting": 4}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TUNESMITH_DATABASE_URL", raising=False)
         with running_server(folder / "log", folder / "home", **settings) as running:
             yield running
-
-
-SLOW = {"num_hidden_layers": SLOW_LAYERS}
 
 
 @pytest.fixture
@@ -201,7 +197,7 @@ def test_item_62_usage_comes_last_where_it_is_asked_for(client):
 
 
 def test_item_63_a_client_who_leaves_stops_the_work(client):
-    long = {"model": "slow", "temperature": 0, "max_tokens": 900, "extra_body": {"ignore_eos": True}}
+    long = {"model": "slow", "temperature": 0, "max_tokens": LONG_ANSWER_TOKENS, "extra_body": {"ignore_eos": True}}
     ask(client, model="slow", max_tokens=1)
     stream = ask(client, **long, n=8, stream=True)  # all that the server takes
     next(stream)

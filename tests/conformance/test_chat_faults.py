@@ -18,19 +18,19 @@ import openai
 import pytest
 
 from server_process import running_server
-from tiny_models import save_tiny_model
+from tiny_models import LONG_ANSWER_TOKENS, save_slow_model, save_tiny_model
 
 HELLO = [{"role": "user", "content": "Hello"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 CALLERS = 100
-FOREVER = {"model": "slow", "temperature": 0, "max_tokens": 900, "ignore_eos": True}
+FOREVER = {"model": "slow", "temperature": 0, "max_tokens": LONG_ANSWER_TOKENS, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """One model at a time: a tiny one, and one that is slow enough to leave it in the middle."""
     folder = tmp_path_factory.mktemp("faults")
-    slow = save_tiny_model("smollm2", folder / "slow", num_hidden_layers=24)
+    slow = save_slow_model("smollm2", folder / "slow")
     tiny = save_tiny_model("smollm2", folder / "tiny")
     settings = {"models": [str(slow), str(tiny)], "dtype": "float32", "max_loaded_models": 1}
     with pytest.MonkeyPatch.context() as patch:

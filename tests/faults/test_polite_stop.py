@@ -16,7 +16,7 @@ import pytest
 
 from job_workers import JobBench
 from server_process import running_server
-from tiny_models import save_tiny_model
+from tiny_models import LONG_ANSWER_TOKENS, save_slow_model
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def bench(home, tiny_folder, monkeypatch):
 @pytest.fixture(scope="module")
 def slow_folder(tmp_path_factory):
     """A model that takes seconds for a long answer, and never ends one by itself."""
-    return save_tiny_model("smollm2", tmp_path_factory.mktemp("slow") / "slow", num_hidden_layers=24)
+    return save_slow_model("smollm2", tmp_path_factory.mktemp("slow") / "slow")
 
 
 class Listener(threading.Thread):
@@ -74,7 +74,7 @@ def test_f04_streams_finish_new_requests_are_refused_and_the_job_waits_for_the_n
     with running_server(tmp_path / "server", bench.home.root, **settings) as server:
         job = bench.submit(hyperparameters={"n_epochs": 200, "batch_size": 1})
         bench.wait_step(job.id, 5)
-        listeners = [Listener(server.url, 250) for _ in range(3)]
+        listeners = [Listener(server.url, 1000) for _ in range(3)]
         with httpx.Client(base_url=server.url, timeout=30) as kept:
             for one in listeners:
                 assert one.has_begun.wait(60)
@@ -103,7 +103,7 @@ def test_f04_streams_finish_new_requests_are_refused_and_the_job_waits_for_the_n
 def test_f04_an_answer_that_takes_too_long_ends_with_a_word(home, slow_folder, tmp_path):
     settings = {"models": [str(slow_folder)], "dtype": "float32", "shutdown_seconds": 1}
     with running_server(tmp_path / "server", home.root, **settings) as server:
-        listener = Listener(server.url, 1000)
+        listener = Listener(server.url, LONG_ANSWER_TOKENS)
         assert listener.has_begun.wait(60)
         began = time.monotonic()
         assert server.stop() == 0

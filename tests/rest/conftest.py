@@ -7,13 +7,11 @@ import pytest
 
 from server_process import running_server
 from serving_models import register_tuned
-from tiny_models import save_tiny_model
+from tiny_models import save_slow_model, save_tiny_model
 from tunesmith.record.access import DEFAULT_PROJECT, Access
 from tunesmith.record.database import Database
 from tunesmith.record.home import Home
 
-#: Deep enough that an answer of 900 tokens takes seconds.
-SLOW_LAYERS = 24
 #: A model whose chat template writes tool calls.
 CALLER = "caller"
 
@@ -30,7 +28,7 @@ def tuned(tmp_path_factory):
 @pytest.fixture(scope="session")
 def slow(tmp_path_factory):
     """The folder of a model that takes seconds for a long answer, and never ends one by itself."""
-    return save_tiny_model("smollm2", tmp_path_factory.mktemp("slow") / "slow", num_hidden_layers=SLOW_LAYERS)
+    return save_slow_model("smollm2", tmp_path_factory.mktemp("slow") / "slow")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 
 from server_process import running_server
 from serving_models import prompt
-from tiny_models import tiny_tokenizer
+from tiny_models import LONG_ANSWER_TOKENS, tiny_tokenizer
 from tunesmith.serve.answering import open_model
 from tunesmith.specs.generation import SamplingSpec
 
@@ -215,7 +215,7 @@ def test_messages_of_every_role_are_rendered(client):
 
 
 def test_a_caller_who_leaves_frees_the_place(client, server):
-    streams = [ask(client, "slow", temperature=0, max_tokens=900, n=2, stream=True) for _ in range(2)]
+    streams = [ask(client, "slow", temperature=0, max_tokens=LONG_ANSWER_TOKENS, n=2, stream=True) for _ in range(2)]
     next(streams[0])
     with pytest.raises(openai.RateLimitError) as refused:
         ask(client, "slow")
@@ -228,7 +228,7 @@ def test_a_caller_who_leaves_frees_the_place(client, server):
     ask(patient, "slow", n=4, max_tokens=2)
     # A caller who isn't streaming leaves as well.
     with pytest.raises(openai.APITimeoutError):
-        ask(client.with_options(timeout=0.5), "slow", n=4, temperature=0, max_tokens=900)
+        ask(client.with_options(timeout=0.5), "slow", n=4, temperature=0, max_tokens=LONG_ANSWER_TOKENS)
     ask(patient, "slow", n=4, max_tokens=2)
     assert time.monotonic() - began < 15
     with pytest.raises(openai.BadRequestError) as refused:

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from server_process import running_server
+from tiny_models import LONG_ANSWER_TOKENS
 from tunesmith.errors import ModelError, SpecError
 from tunesmith.rest.server import run_server
 from tunesmith.specs.serving import ServeSpec
@@ -206,13 +207,15 @@ def test_answers_that_outlast_the_stop_end_with_a_word(slow, tuned, tmp_path):
 
         def ask_whole():
             with pytest.raises(openai.InternalServerError) as failed:
-                client.chat.completions.create(model="slow", messages=HELLO, temperature=0, max_tokens=900)
+                client.chat.completions.create(
+                    model="slow", messages=HELLO, temperature=0, max_tokens=LONG_ANSWER_TOKENS
+                )
             whole.append(failed.value)
 
         asking = threading.Thread(target=ask_whole)
         asking.start()
         stream = client.chat.completions.create(
-            model="slow", messages=HELLO, temperature=0, max_tokens=900, stream=True
+            model="slow", messages=HELLO, temperature=0, max_tokens=LONG_ANSWER_TOKENS, stream=True
         )
         next(stream)
         stopper = threading.Thread(target=stopping.stop)
