@@ -59,7 +59,7 @@ def test_f32_connections_beyond_the_limit_are_refused_and_there_is_room_again(se
     with socket.create_connection((address.hostname, address.port), timeout=10) as slow:
         slow.sendall(b"POST /v1/files HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100000\r\n\r\n")
         for _ in range(5):
-            time.sleep(0.1)
+            time.sleep(0.02)
             slow.sendall(b"x" * 1000)
         assert slow.recv(65_536).startswith(b"HTTP/1.1 503 ")
     for one in idle:

@@ -17,7 +17,7 @@ from tunesmith.rest.errors import WireError
 #: How long the line and the headers of a request may take, from the first byte on or from the connection's beginning.
 HEADER_SECONDS = 20.0
 #: How long one of too many connections is kept, to hear what is asked and to be heard.
-_SURPLUS_SECONDS = 1.0
+_SURPLUS_SECONDS = 3.0
 #: So many of too many are kept at a time; further ones are closed at once.
 _MOST_SURPLUS = 4
 #: How much of a body, and for how long, is heard and forgotten once its request was answered. Many clients listen only
