@@ -154,7 +154,7 @@ def measure(home: Home) -> tuple[float, int, dict[str, tuple[float, int]], float
     sequences: list[Rendered] = [sequence for row in rows for sequence in renderer.for_training(row)]
     torch.manual_seed(0)
     add_lora(loaded.model, LoraSpec())
-    model = TreeModel.of(loaded.model)
+    model = TreeModel.of(loaded.model).with_copied_weights(True)
     loaded.model.train()
     steps = [build_tree(sequences[i : i + _ROWS_OF_A_STEP]) for i in range(0, len(sequences), _ROWS_OF_A_STEP)]
     # The step whose size is in the middle stands for all.

@@ -54,7 +54,7 @@ def losses(home: Home, dtype: DtypeName) -> list[float]:
     rows = [as_conversation(row["messages"]) for row in WORKLOADS[0].rows()]
     torch.manual_seed(0)
     add_lora(loaded.model, LoraSpec())
-    model = TreeModel.of(loaded.model)
+    model = TreeModel.of(loaded.model).with_copied_weights(True)
     loaded.model.train()
     trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=_LEARNING_RATE, weight_decay=0.0)

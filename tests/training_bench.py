@@ -36,7 +36,7 @@ ROWS = [
 class Bench:
     """One run's folder and everything around a loop."""
 
-    def __init__(self, folder, tiny, **settings):
+    def __init__(self, folder, tiny, dtype="float32", **settings):
         self.spec = TuneSpec.parse(
             {
                 "base": str(tiny),
@@ -47,14 +47,14 @@ class Bench:
                     **settings.pop("optimisation", {}),
                 },
                 "limits": {
-                    "max_tokens": 256, "tokens_per_microbatch": settings.pop("part_tokens", 4096),
+                    "max_tokens": 256, "tokens_per_microbatch": settings.pop("part_tokens", 4096), "dtype": dtype,
                     **settings.pop("limits", {}),
                 },
             }
         )  # fmt: skip
         self.size = model_size(tiny)
         self.observer = settings.pop("observer", Observer())
-        self.loaded = load_base(resolve_base(str(tiny), Home(folder / "home")), settings.pop("dtype", "float32"), "cpu")
+        self.loaded = load_base(resolve_base(str(tiny), Home(folder / "home")), dtype, "cpu")
         self.checkpoints = CheckpointStore(folder / "checkpoints")
         self.events = EventLog(folder / "events.jsonl")
         self.metrics = MetricsLog(folder / "metrics.jsonl")

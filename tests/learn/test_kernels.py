@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny_models import FAMILIES, tiny_model
-from tunesmith.learn.kernels.install import use_kernels
+from tunesmith.learn.kernels.install import copy_weights, use_kernels
 from tunesmith.learn.kernels.rms_norm import rms_norm
 from tunesmith.learn.kernels.rotation import use_rotation
 from tunesmith.models.adapters.lora import add_lora
@@ -142,11 +142,13 @@ def test_kernels_in_c_are_as_exact_as_what_they_replace(family):
     layers = [one for one in model.modules() if isinstance(one, LoraLinear)]
     plain = loss_and_gradients(model, adapter)
     use_kernels(model)
+    assert all(one.panels is None for one in layers)
+    copy_weights(model, True)
     if kernels() is not None:
         assert all(one.panels is not None for one in layers)
     own = loss_and_gradients(model, adapter)
-    for one in layers:
-        one.panels = None
+    copy_weights(model, False)
+    assert all(one.panels is None for one in layers)
     exact = loss_and_gradients(model.double(), adapter)
     assert distance(own, exact) <= 1.2 * distance(plain, exact) + 1e-3
     assert abs(own[0].double() - exact[0]) <= 1.2 * abs(plain[0].double() - exact[0]) + 0.02

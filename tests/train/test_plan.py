@@ -1,5 +1,7 @@
 """The plan from counts alone: what is counted, how passes are chosen, what each kind of adapter takes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -127,9 +129,33 @@ def test_four_bits_take_a_quarter_of_the_linear_layers():
         for kind in ("lora", "qlora")
     }
     linear = sum(linear.parameters for linear in LINEARS)
-    head, own = (2 * 2 * count if kernels() is not None else 0 for count in (1000 * 512, linear))
-    assert sizes["lora"] == 2 * PARAMETERS + own + head
-    assert sizes["qlora"] == pytest.approx(2 * (PARAMETERS - linear) + 0.516 * linear + head, rel=0.01)
+    assert sizes["lora"] == 2 * PARAMETERS
+    assert sizes["qlora"] == pytest.approx(2 * (PARAMETERS - linear) + 0.516 * linear, rel=0.01)
+
+
+@pytest.mark.skipif(kernels() is None, reason="no C compiler, or a processor without AVX512-BF16")
+def test_frozen_weights_are_copied_where_they_fit():
+    linear = sum(linear.parameters for linear in LINEARS)
+    copied = {"lora": 4 * (linear + 1000 * 512), "qlora": 4 * 1000 * 512, "full": 0}
+    for kind, count in copied.items():
+        costs = Costs(model_size(), resolved(adapter=kind), CPU)
+        first = costs.first_passes()
+        assert (costs.copied_bytes, first) == (count, Passes(2048, copied_weights=count > 0))
+        assert costs.memory(Load(9, 9, 9), first).copies == count
+        assert costs.memory(Load(9, 9, 9), Passes(2048)).copies == 0
+
+
+@pytest.mark.skipif(kernels() is None, reason="no C compiler, or a processor without AVX512-BF16")
+def test_a_large_model_does_without_copies_before_it_computes_layers_twice():
+    linears = tuple(LinearSize(f"layers.{layer}.up_proj", 4096, 16384) for layer in range(LAYERS))
+    parameters = sum(linear.parameters for linear in linears) + 1000 * 4096
+    size = replace(model_size(), linears=linears, parameters=parameters, hidden=4096)
+    plenty = make_plan(resolved(), size, TrainingData(rows(), rows(4)), CPU)
+    assert plenty.copied_weights and plenty.memory_parts["copies"] == 4 * parameters
+    scarce = resolved(memory_bytes=plenty.memory_bytes - 2 * parameters)
+    without = make_plan(scarce, size, TrainingData(rows(), rows(4)), CPU)
+    assert (without.copied_weights, without.recomputed_layers, without.memory_parts["copies"]) == (False, 0, 0)
+    assert without.passes == Passes(without.tokens_per_pass)
 
 
 def test_only_chosen_layers_are_trained():

@@ -1,13 +1,19 @@
 """The plan meets the machine: the longest step is tried out, passes shrink until they fit, and nothing else changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from training_bench import Bench, same
 from tunesmith.errors import RunError
 from tunesmith.learn.passes import Passes
+from tunesmith.learn.step import TreeModel
+from tunesmith.models.adapters.lora_layer import LoraLinear
+from tunesmith.native.calls import kernels
 from tunesmith.train import loop as loop_module
 from tunesmith.train.memory import PeakMemory, is_out_of_memory, room_bytes
+from tunesmith.train.stepping import Stepper
 
 CPU = torch.device("cpu")
 
@@ -119,6 +125,41 @@ def test_passes_get_smaller_to_the_end():
     assert len(set(seen)) == len(seen) < 20
     assert seen[:2] == [Passes(1024), Passes(512)]
     assert passes == Passes(64, recomputed_layers=6, loss_chunk_tokens=64)
+
+
+def test_copies_of_weights_are_given_up_before_passes_get_tiny():
+    passes, seen = Passes(512, copied_weights=True), []
+    while (lower := passes.lower(6, "cpu")) is not None:
+        seen.append(lower)
+        passes = lower
+    twice = [one.recomputed_layers for one in seen if one.tokens_per_pass == 512]
+    assert [one.copied_weights for one in seen] == [True] * 4 + [False] * 7
+    assert twice == [0, 2, 4, 6, 0, 2, 4, 6]
+    assert passes == Passes(64, recomputed_layers=6, loss_chunk_tokens=64)
+
+
+@pytest.mark.skipif(kernels() is None, reason="no C compiler, or a processor without AVX512-BF16")
+def test_copies_of_weights_come_and_go_with_the_passes(tmp_path, tiny):
+    """Bfloat16: with and without them losses differ by rounding alone. What another one wanted meanwhile is undone."""
+    bench = Bench(tmp_path, tiny, dtype="bfloat16")
+    loop = bench.loop()
+    loop.rehearse(bench.size, PeakMemory(CPU))
+    layers = [one for one in bench.loaded.model.modules() if isinstance(one, LoraLinear)]
+    rows = [sequence for row in loop._data.train[:5] for sequence in row]
+    first = loop._stepper.passes
+    assert first.copied_weights and all(one.panels is None for one in layers)
+    losses = []
+    for passes in (first, replace(first, copied_weights=False), first):
+        loop._stepper.use(passes)
+        losses.append(loop._stepper.gradients(rows, "step 1").loss)
+        loop._stepper.forget_gradients()
+        assert all((one.panels is not None) == passes.copied_weights for one in layers)
+    assert losses[0] == losses[2] == pytest.approx(losses[1], rel=0.01)
+    other = Stepper(TreeModel.of(bench.loaded.model), (), Passes(4096), lambda *_: None)
+    other.mean_loss(rows, lambda done: None)
+    assert all(one.panels is None for one in layers)
+    assert loop._stepper.gradients(rows, "step 1").loss == losses[0]
+    assert all(one.panels is not None for one in layers)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How a step is computed: how much at once, and what is computed twice to save memory. Never what it computes."""
+"""How a step is computed: how much at once, what twice, with which copies. Results differ in rounding alone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ class Passes:
         tokens_per_pass: tokens in one forward and backward pass, shared text counted once.
         recomputed_layers: so many of the first layers keep only their input and compute the rest again.
         loss_chunk_tokens: targets projected to the vocabulary at once; None: what suits the device.
+        copied_weights: whether the kernels multiply with copies of frozen weights, which are faster (see
+            `models.adapters.panels`).
     """
 
     tokens_per_pass: int
     recomputed_layers: int = 0
     loss_chunk_tokens: int | None = None
+    copied_weights: bool = False
 
     def lower(self, layers: int, device_type: str) -> Passes | None:
-        """Return the next way that needs less memory, the least slow first, or None if there is none.
+        """Return the next way to try where memory is short, the least slow first, or None if there is none.
+
+        Without copies of the weights, recomputing begins anew: for a large model they are what takes the memory, for a
+        small one the activations.
 
         Args:
             layers: decoder layers of the model.
@@ -42,6 +48,8 @@ class Passes:
         if self.recomputed_layers < layers:
             more = self.recomputed_layers + math.ceil(layers / 4)
             return replace(self, recomputed_layers=min(layers, more))
+        if self.copied_weights:
+            return replace(self, copied_weights=False, recomputed_layers=0)
         if half >= _MIN_TOKENS:
             return replace(self, tokens_per_pass=half)
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.learn.kernels.install import use_kernels
+from tunesmith.learn.kernels.install import copy_weights, use_kernels
 from tunesmith.learn.layouts import tree_layout
 from tunesmith.learn.loss import projected_cross_entropy
 from tunesmith.learn.tree import TokenTree
@@ -41,7 +41,16 @@ class TreeModel:
         if reason is None:
             use_layout_attention(model)
         use_kernels(model)
-        return cls(model, Projection.of(model).with_panels(), reason)
+        return cls(model, Projection.of(model), reason)
+
+    def with_copied_weights(self, wanted: bool) -> TreeModel:
+        """Return the same model, computing with copies of its frozen weights or, where they aren't wanted, without.
+
+        The kernels read them faster, and add what adapters learn before anything is rounded. They take memory twice
+        that of the weights. Other wrappers of the same model compute alike from now on, but for their projections.
+        """
+        copy_weights(self.model, wanted)
+        return replace(self, projection=self.projection.with_panels(wanted))
 
     def hidden_states(self, tree: TokenTree) -> Tensor:
         """Return the final hidden states (N, H) of the tree's tokens."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.models.adapters.panels import Panels, fits
+from tunesmith.models.adapters.panels import Panels
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Projection:
             softcap=getattr(config, "final_logit_softcapping", None),
         )
 
-    def with_panels(self) -> Projection:
-        """Return the same for many products with W as it is now, where the kernels compute them."""
-        if self.weight.requires_grad or not fits([self.weight]):
-            return self
-        return replace(self, panels=Panels.of_weight(self.weight, self.bias))
+    def with_panels(self, wanted: bool) -> Projection:
+        """Return the same with copies of W as it is now, if it is frozen and the kernels compute, or without."""
+        if not wanted or self.weight.requires_grad:
+            return replace(self, panels=None)
+        return replace(self, panels=self.panels or Panels.of_weight(self.weight, self.bias))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map (M, H) hidden states to (M, V) logits in at least float32."""

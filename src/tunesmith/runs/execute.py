@@ -222,7 +222,7 @@ class _Execution:
         adapter = self._base.add_adapter(self._spec.adapter)
         wish, rows = StopWish(), workshop.data
         looking_back = LookingBack(self._spec, self._base, self._data, self._records)
-        self._spec = with_found_rate(self._spec, self._base, adapter, rows, self._folder, self._records)
+        self._spec = with_found_rate(self._spec, self._base, adapter, rows, plan.passes, self._folder, self._records)
         scoring = validation_scoring(self._spec, self._base, self._data, self._records.observer)
 
         def snapshot(step: int) -> None:

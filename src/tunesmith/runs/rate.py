@@ -15,23 +15,27 @@ from tunesmith.train.stepping import Stepper
 
 
 def with_found_rate(
-    spec: TuneSpec, base: Base, adapter: Adapter, data: TrainingData, folder: RunFolder, records: Records
+    spec: TuneSpec,
+    base: Base,
+    adapter: Adapter,
+    data: TrainingData,
+    passes: Passes,
+    folder: RunFolder,
+    records: Records,
 ) -> TuneSpec:
     """Return the spec with a number for its learning rate, found by trying if it says `find`.
 
     The number is written into the run's `spec.yaml`, so that a resumed or repeated run takes it. Weights and random
-    state are as before.
+    state are as before. Steps are computed as `passes` say.
 
     Raises:
         RunError: memory ran out (`out_of_memory`).
     """
     if spec.optimisation.learning_rate != "find":
         return spec
-    assert not isinstance(spec.limits.tokens_per_microbatch, str)
     model = TreeModel.of(base.loaded.model)
     groups = adapter.parameter_groups()
     parameters = [parameter for group in groups for parameter in group.parameters]
-    passes = Passes(spec.limits.tokens_per_microbatch)
     stepper = Stepper(model, parameters, passes, lambda *_: None, spec.method)
     hidden = base.loaded.model.config.get_text_config().hidden_size
     model.model.train()

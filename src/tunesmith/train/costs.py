@@ -9,7 +9,7 @@ import torch
 from tunesmith.learn.attention import KEPT_KEYS, MAX_SCORES
 from tunesmith.learn.native_attention import has_room
 from tunesmith.learn.passes import Passes
-from tunesmith.models.adapters.panels import COPIES, MOST_COPIED_BYTES, Panels
+from tunesmith.models.adapters.panels import COPIES, Panels
 from tunesmith.models.size import LinearSize, ModelSize
 from tunesmith.native.calls import kernels
 from tunesmith.specs.tune import FullSpec, LoraSpec, QloraSpec, TuneSpec
@@ -42,10 +42,12 @@ _OPTIMISER_RATE = {"cpu": 6e9, "cuda": 1.5e12}
 class Memory:
     """Expected bytes at the peak, by what they are for.
 
-    `weights` are the base's; `trained` is what is trained on top of it, with gradients and the optimiser's state.
+    `weights` are the base's, `copies` those that the kernels multiply with; `trained` is what is trained on top of it,
+    with gradients and the optimiser's state.
     """
 
     weights: int
+    copies: int
     trained: int
     activations: int
     attention: int
@@ -73,6 +75,12 @@ class Costs:
         self._adapter = spec.adapter
         self._state_bytes = 2 if spec.optimisation.optimiser == "adamw_8bit" else 8
         self._layers = max(1, size.layers)
+        self._tokens_per_pass = spec.limits.tokens_per_microbatch
+
+    def first_passes(self) -> Passes:
+        """Return the fastest way to compute steps, where memory is plentiful."""
+        assert not isinstance(self._tokens_per_pass, str)
+        return Passes(self._tokens_per_pass, copied_weights=self.copied_bytes > 0)
 
     @property
     def has_native_kernels(self) -> bool:
@@ -119,6 +127,7 @@ class Costs:
         heap = _HEAP.get(place, _HEAP["cpu"])
         return Memory(
             weights=self.weight_bytes,
+            copies=self.copied_bytes if passes.copied_weights else 0,
             trained=self._own_bytes + self.optimiser_bytes,
             activations=int(heap * load.tokens * per_token),
             attention=int(heap * _SCORE_COPIES * scores),
@@ -128,25 +137,22 @@ class Costs:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the base's weights in memory, with the copies that training makes."""
+        """Bytes of the base's weights in memory."""
         whole = self.size.weight_bytes(self.dtype)
         if not isinstance(self._adapter, QloraSpec):
-            return whole + self._panel_bytes
-        whole += self._panel_bytes
+            return whole
         # NF4: four bits a weight, a factor for 64 weights in float32, or in 8 bits (Dettmers et al. 2023, section 3).
         factor_bytes = 0.127 / 8 if self._adapter.double_quantisation else 4 / 64
         return int(whole - self.size.linear_parameters * (self.dtype.itemsize - 0.5 - factor_bytes))
 
     @property
-    def _panel_bytes(self) -> int:
-        """Bytes of the copies of frozen weights that the kernels in C multiply with."""
+    def copied_bytes(self) -> int:
+        """Bytes of the copies of frozen weights that the kernels in C can multiply with; 0 where they can't."""
         if isinstance(self._adapter, FullSpec) or not self.has_native_kernels:
             return 0
         is_plain = not isinstance(self._adapter, QloraSpec)
         adapted = sum(one.parameters for one in self.size.linears if is_plain and _is_adapted(one, self._adapter))
-        parts = (adapted, self.size.vocabulary * self.size.hidden)
-        copied = (COPIES * part * self.dtype.itemsize for part in parts)
-        return sum(bytes_ for bytes_ in copied if bytes_ <= MOST_COPIED_BYTES)
+        return COPIES * (adapted + self.size.vocabulary * self.size.hidden) * self.dtype.itemsize
 
     @property
     def kept_bytes_per_token(self) -> float:

@@ -169,6 +169,7 @@ class Loop:
         costs = Costs(size, self._spec, device)
         planner = Planner(costs, self._rows, self._data.validation, self._schedule, self._validate_every)
         limit_bytes = memory_limit_bytes(self._spec.limits.memory_bytes, device)
+        self._stepper.use(costs.first_passes())
         if planner.memory(self._stepper.passes).total <= _COMFORTABLE_SHARE * limit_bytes:
             self._to_measure = planner, peak
             return

@@ -21,6 +21,8 @@ from tunesmith.train.settings import numbers
 #: Share of the measured matrix rate that the loop reaches, with the kernels in C and without (measured on rows of 50 to
 #: 400 tokens).
 _EFFICIENCY_WITH_KERNELS, _EFFICIENCY_WITHOUT = 0.68, 0.55
+#: Share of that where the kernels have no copies of the weights to multiply with (a model of 1 billion weights).
+_WITHOUT_COPIES = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,8 @@ class Plan:
     """What will run and about what it takes.
 
     `tokens` counts one pass over the training rows; `learning_rate` is `find` where the run looks for it first;
-    `tokens_per_pass` and `recomputed_layers` say how steps are computed, so that they fit (see `Passes`);
+    `tokens_per_pass`, `recomputed_layers` and `copied_weights` say how steps are computed, so that they fit (see
+    `Passes`);
     `memory_bytes` is the expected peak of the process, `memory_parts` what it consists of; `seconds` the expected time
     of training, validation included.
     """
@@ -49,6 +52,7 @@ class Plan:
     max_tokens: int
     tokens_per_pass: int
     recomputed_layers: int
+    copied_weights: bool
     memory_bytes: int
     memory_parts: dict[str, int]
     seconds: float
@@ -59,9 +63,15 @@ class Plan:
             self,
             tokens_per_pass=measured.passes.tokens_per_pass,
             recomputed_layers=measured.passes.recomputed_layers,
+            copied_weights=measured.passes.copied_weights,
             memory_bytes=measured.memory_bytes,
             seconds=measured.seconds,
         )
+
+    @property
+    def passes(self) -> Passes:
+        """How steps are computed."""
+        return Passes(self.tokens_per_pass, self.recomputed_layers, copied_weights=self.copied_weights)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -78,16 +88,15 @@ def make_plan(spec: TuneSpec, size: ModelSize, data: TrainingData, device: torch
         RunError: it can't fit into the memory (`out_of_memory`).
     """
     batch_size, epochs, every = numbers(spec)
-    assert not isinstance(spec.limits.tokens_per_microbatch, str)
     assert not isinstance(spec.limits.max_tokens, str)
     schedule = data.steps(batch_size, epochs, spec.seed)
     costs = Costs(size, spec, device)
     planner = Planner(costs, data.learnt, data.validation, schedule, every)
-    passes = planner.fitting(
-        Passes(spec.limits.tokens_per_microbatch), memory_limit_bytes(spec.limits.memory_bytes, device)
-    )
+    passes = planner.fitting(costs.first_passes(), memory_limit_bytes(spec.limits.memory_bytes, device))
     memory = planner.memory(passes)
     efficiency = _EFFICIENCY_WITH_KERNELS if costs.has_native_kernels else _EFFICIENCY_WITHOUT
+    if costs.copied_bytes and not passes.copied_weights:
+        efficiency *= _WITHOUT_COPIES
     return Plan(
         base=spec.base,
         method=spec.method.kind,
@@ -107,6 +116,7 @@ def make_plan(spec: TuneSpec, size: ModelSize, data: TrainingData, device: torch
         max_tokens=spec.limits.max_tokens,
         tokens_per_pass=passes.tokens_per_pass,
         recomputed_layers=passes.recomputed_layers,
+        copied_weights=passes.copied_weights,
         memory_bytes=memory.total,
         memory_parts=asdict(memory),
         seconds=planner.seconds(passes, efficiency * _matrix_rate(size, costs.dtype, device)),

@@ -81,7 +81,7 @@ class Stepper:
         return self._passes
 
     def use(self, passes: Passes) -> None:
-        """Compute this way from now on."""
+        """Compute this way from now on. Copies of weights are made or dropped when the next computation begins."""
         self._passes = passes
         recompute_layers(self._model.model, passes.recomputed_layers)
 
@@ -157,6 +157,8 @@ class Stepper:
         The error itself stays here: its traceback would keep the failed pass's tensors alive.
         """
         try:
+            # Each time: others who compute with the same model may want it otherwise.
+            self._model = self._model.with_copied_weights(self._passes.copied_weights)
             compute()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from tunesmith.learn.kernels.adapted import SharedInput
 from tunesmith.learn.kernels.gated_mlp import use_gated_mlp
 from tunesmith.learn.kernels.rms_norm import use_rms_norm
 from tunesmith.learn.kernels.rotation import use_rotation
-from tunesmith.models.adapters.frozen import weight_of
 from tunesmith.models.adapters.lora_layer import LoraLinear
-from tunesmith.models.adapters.panels import Panels, fits
+from tunesmith.models.adapters.panels import Panels
 
 #: Layers of one module that read the same tensor in every architecture that has them.
 _SHARED = ("q_proj", "k_proj", "v_proj")
@@ -24,7 +20,6 @@ def use_kernels(model: nn.Module) -> None:
 
     Weights and modules keep their places and names; only the way of computing changes. Doing it again changes nothing.
     """
-    _use_panels([module for module in model.modules() if isinstance(module, LoraLinear)])
     for module in list(model.modules()):
         if use_rms_norm(module) or use_gated_mlp(module):
             continue
@@ -34,9 +29,11 @@ def use_kernels(model: nn.Module) -> None:
             SharedInput(layers)  # type: ignore[arg-type]
 
 
-def _use_panels(layers: Sequence[LoraLinear]) -> None:
-    """Let the kernels multiply with the layers' frozen weights, where memory allows copies."""
-    plain = [layer for layer in layers if type(layer.linear) in (nn.Linear, Conv1D)]
-    if fits([weight_of(layer.linear) for layer in plain]):
-        for layer in plain:
-            layer.panels = layer.panels or Panels.of(layer.linear)
+def copy_weights(model: nn.Module, wanted: bool) -> None:
+    """Let the kernels multiply with copies of adapted layers' frozen weights, or take the copies away.
+
+    Nothing is done where there are copies already, or where the kernels can't compute.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.panels = (module.panels or Panels.of(module.linear)) if wanted else None

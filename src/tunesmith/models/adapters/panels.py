@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +12,6 @@ from tunesmith.models.adapters.frozen import weight_of
 from tunesmith.native.calls import Kernels, kernels_for
 from tunesmith.native.product import NativeProduct
 
-#: All copies of a model's weights may take this much: beyond, memory is worth more than speed.
-MOST_COPIED_BYTES = 2 << 30
 #: Copies of each weight.
 COPIES = 2
 
@@ -54,11 +51,6 @@ class Panels:
     def pull(self, grad: Tensor, low: Tensor, a: Tensor, into: Tensor | None = None) -> Tensor:
         """Return `grad W + low a` for grad (M, out), low (M, rank), a (rank, in); added to `into` if there is one."""
         return _together(self, self.backward, grad, low, a.t(), into)
-
-
-def fits(weights: Sequence[Tensor]) -> bool:
-    """Whether copies of these weights may be made."""
-    return COPIES * sum(weight.nbytes for weight in weights) <= MOST_COPIED_BYTES
 
 
 def _together(
