@@ -27,7 +27,7 @@ from tunesmith.record.access import DEFAULT_PROJECT, ORGANIZATION
 from tunesmith.record.database import Database
 from tunesmith.record.home import Home
 from tunesmith.record.store import Store
-from tunesmith.record.tables import blobs, events, files, idempotency, jobs, projects
+from tunesmith.record.tables import blobs, events, files, idempotency, jobs, parts, projects
 from tunesmith.record.workers import show_worker
 
 pytestmark = pytest.mark.slow
@@ -135,6 +135,25 @@ def test_f02_an_upload_completed_by_a_server_that_died_before_its_answer_is_comp
         for other in ({}, {"Idempotency-Key": "another"}):
             with pytest.raises(openai.BadRequestError, match="is completed"):
                 client.uploads.complete(begun.id, part_ids=parts, extra_headers=other)
+
+
+def test_f02_a_part_added_by_a_server_that_died_before_its_answer_is_added_once(start, database_url):
+    key = {"Idempotency-Key": "part"}
+    announced = {"filename": "rows.jsonl", "mime_type": "text/jsonl", "purpose": "fine-tune"}
+    with start(prelude=DIES_BEFORE_THE_ANSWER) as server, client_of(server) as client:
+        begun = client.uploads.create(bytes=len(CONTENT), **announced)
+        with pytest.raises(openai.APIConnectionError):
+            client.uploads.parts.create(begun.id, data=CONTENT, extra_headers=key)
+        assert server.process.wait() == 9
+    with start() as server, client_of(server) as client:
+        database = Database(database_url)
+        with database.read() as connection:
+            (kept,) = connection.execute(select(parts.c.id)).scalars()
+        database.close()
+        assert {client.uploads.parts.create(begun.id, data=CONTENT, extra_headers=key).id for _ in range(2)} == {kept}
+        assert client.uploads.parts.create(begun.id, data=CONTENT).id != kept
+        done = client.uploads.complete(begun.id, part_ids=[kept])
+        assert client.files.content(done.file.id).content == CONTENT
 
 
 class Held:

@@ -113,15 +113,20 @@ class Uploads:
             _check_pending(record)
         return record
 
-    def add_part(self, upload: UploadRecord, blob: Blob) -> PartRecord:
-        """Add a part whose content is stored already.
+    def add_part(self, upload: UploadRecord, blob: Blob, part_id: str | None = None) -> PartRecord:
+        """Add a part whose content is stored already. One that has the new one's id already is returned as it is.
+
+        Args:
+            upload: what the part belongs to.
+            blob: the content.
+            part_id: what the part is called; None: a new id.
 
         Raises:
             RequestError: the upload takes no parts any more, or they are far more than it announced.
             StorageError: see `name_blob` and `Database.write`.
         """
         record = PartRecord(
-            id=new_id("part_"),
+            id=part_id or new_id("part_"),
             created_at=int(self._clock()),
             project_id=upload.project_id,
             upload_id=upload.id,
@@ -130,6 +135,11 @@ class Uploads:
         )
         with self._database.write() as connection:
             _check_pending(self._again(connection, upload))
+            known = connection.execute(
+                select(parts).where(parts.c.id == record.id, parts.c.upload_id == upload.id)
+            ).one_or_none()
+            if known is not None:
+                return _part(known)
             count, total_bytes = connection.execute(
                 select(func.count(), func.coalesce(func.sum(parts.c.bytes), 0)).where(parts.c.upload_id == upload.id)
             ).one()

@@ -145,7 +145,7 @@ async def add_part(upload_id: str, http: Request, platform: FromPlatform, caller
         if fields:
             name = min(fields)[:100]
             raise RequestError(f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
-        add = partial(_add_part, platform, upload, content)
+        add = partial(_add_part, platform, upload, content, id_for(http, "part_"))
         part = await in_thread(threads, add)
     finally:
         await in_thread(threads, content.close)
@@ -180,8 +180,8 @@ async def cancel_upload(upload_id: str, platform: FromPlatform, caller: FromCall
     return _wire_upload(await in_thread(platform.file_threads, partial(platform.uploads.cancel, upload)))
 
 
-def _add_part(platform: Platform, upload: UploadRecord, content: Content) -> PartRecord:
-    return platform.uploads.add_part(upload, content.finish())
+def _add_part(platform: Platform, upload: UploadRecord, content: Content, part_id: str) -> PartRecord:
+    return platform.uploads.add_part(upload, content.finish(), part_id)
 
 
 def _completed_as(platform: Platform, project_id: str, upload_id: str, file_id: str) -> WireUpload | None:
