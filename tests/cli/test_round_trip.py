@@ -169,7 +169,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path, tiny_folder):
     environment = {**os.environ, "TUNESMITH_HOME": str(tmp_path / "home"), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "tunesmith", "tune"]
     mapped = ["--map", "input=question", "--map", "output=reply", "--base", str(tiny_folder("smollm2"))]
-    settings = ["--epochs", "40", "--set", "optimisation.patience=0", "--set", "evaluation.compare_base=false"]
+    settings = ["--epochs", "100", "--set", "optimisation.patience=0", "--set", "evaluation.compare_base=false"]
     process = subprocess.Popen(
         [*command, str(data), *mapped, *settings],
         stdout=subprocess.PIPE,

@@ -111,11 +111,12 @@ def test_f34_a_backup_while_jobs_run_is_restored_whole_and_its_jobs_go_on(
     done = bench.submit(hyperparameters={"n_epochs": 1, "batch_size": 8})
     bench.start_worker()
     done = bench.wait_over(done.id)
-    running = bench.submit(hyperparameters={"n_epochs": 12, "batch_size": 1})
+    running = bench.submit(hyperparameters={"n_epochs": 24, "batch_size": 1})
     bench.wait_step(running.id, 30)
     # A step is told a moment after it was taken, later where much else is computed.
     bench.wait(lambda: bench.steps(running.id), "no step is told")
     uploading = Uploading(bench)
+    bench.wait(lambda: uploading.count, "nothing is uploaded")
     report = backed_up(bench, tmp_path / form)
     uploading.end()
     assert report.missing == () and report.files["models"] and report.files["runs"] and uploading.count

@@ -53,7 +53,7 @@ def race(client, bench, worker, model, chance, count):
         end = jobs.retrieve(job.id).status
         assert end in ENDS
         alone = psutil.Process(worker.pid)
-        bench.wait(lambda alone=alone: not alone.children(recursive=True), "something of the attempt lives on", 10)
+        bench.wait(lambda alone=alone: not alone.children(recursive=True), "something of the attempt lives on", 60)
         time.sleep(0.3)
         told = [event.message for event in jobs.list_events(job.id, limit=100)]
         assert jobs.retrieve(job.id).status == end

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow
 
 CHAT = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "stream": True}
-STOP_SECONDS = 30.0
+#: An answer that takes seconds, so that there is something to finish while the test looks; and time for it to end.
+ANSWER_TOKENS, STOP_SECONDS = 2500, 240
 
 
 @pytest.fixture
@@ -70,29 +71,27 @@ class Listener(threading.Thread):
 def test_f04_streams_finish_new_requests_are_refused_and_the_job_waits_for_the_next_worker(
     bench, slow_folder, tmp_path
 ):
-    settings = {"workers": 1, "models": [str(slow_folder)], "dtype": "float32"}
+    settings = {"workers": 1, "models": [str(slow_folder)], "dtype": "float32", "shutdown_seconds": STOP_SECONDS}
     with running_server(tmp_path / "server", bench.home.root, **settings) as server:
         job = bench.submit(hyperparameters={"n_epochs": 200, "batch_size": 1})
         bench.wait_step(job.id, 5)
-        listeners = [Listener(server.url, 1000) for _ in range(3)]
+        listeners = [Listener(server.url, ANSWER_TOKENS) for _ in range(3)]
         with httpx.Client(base_url=server.url, timeout=30) as kept:
             for one in listeners:
                 assert one.has_begun.wait(60)
             assert kept.get("/v1/models").status_code == 200
             family = psutil.Process(server.process.pid).children(recursive=True)
             server.process.send_signal(signal.SIGTERM)
-            began = time.monotonic()
-            refusal = bench.wait(lambda: (now := kept.get("/v1/models")).status_code == 503 and now, "not refused", 5)
+            refusal = bench.wait(lambda: (now := kept.get("/v1/models")).status_code == 503 and now, "not refused", 30)
             assert refusal.json()["error"]["code"] == "stopping" and int(refusal.headers["retry-after"]) > 0
             assert refusal.headers["connection"] == "close" and refusal.headers["x-request-id"]
             # New callers hear the same, for as long as there is something to finish.
             assert httpx.post(server.url + CHAT, json={}).status_code == 503
             assert httpx.get(f"{server.url}/readyz").json()["missing"] == {"server": "It is being stopped."}
             assert httpx.get(f"{server.url}/healthz").status_code == 200
-        assert server.process.wait(timeout=60) == 0
-        assert time.monotonic() - began < STOP_SECONDS
+        assert server.process.wait(timeout=STOP_SECONDS) == 0
     for one in listeners:
-        one.join(5)
+        one.join(60)
         assert one.finish_reason == "length"
     assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     kept_job = bench.job(job.id)
@@ -107,6 +106,6 @@ def test_f04_an_answer_that_takes_too_long_ends_with_a_word(home, slow_folder, t
         assert listener.has_begun.wait(60)
         began = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - began < 15
-    listener.join(5)
+        assert time.monotonic() - began < 15  # not the 20 s that answers have unless it is said otherwise
+    listener.join(60)
     assert json.loads(listener.events[-1])["error"]["code"] == "stopping"

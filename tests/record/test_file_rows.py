@@ -202,10 +202,10 @@ def test_what_no_row_names_is_swept_once_it_is_old(files, store, database, tmp_p
 
 @pytest.mark.parametrize("way", ["freed", "swept"])
 def test_deletion_of_much_content_keeps_nobody_from_writing(way, database_url, tmp_path, monkeypatch):
-    database = Database(database_url, busy_seconds=1.5)
+    database = Database(database_url, busy_seconds=4.0)
     database.migrate()
     store = Store(tmp_path / "store")
-    digests = [store.add(str(number).encode()).sha256 for number in range(8)]
+    digests = [store.add(str(number).encode()).sha256 for number in range(14)]
     for path in (tmp_path / "store").glob("??/*"):
         os.utime(path, (0, 0))
     remove = FolderPlace.delete

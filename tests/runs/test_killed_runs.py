@@ -23,7 +23,7 @@ from tunesmith.specs.tune import TuneSpec
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    """Some 50 steps in epochs 1 to 4 with dropout; nothing is proved at the end, so that a run is quick."""
+    """Some 170 steps with dropout: after one of the first 43, no kill is too late. Nothing is proved at the end."""
     folder = tmp_path_factory.mktemp("spec")
     base = save_tiny_model("smollm2", folder / "tiny-smollm2")
     rows = [
@@ -35,7 +35,7 @@ def spec(tmp_path_factory):
         "base": str(base),
         "data": {"path": str(folder / "rows.jsonl"), "test_fraction": 0},
         "adapter": {"rank": 4, "dropout": 0.1},
-        "optimisation": {"epochs": 4, "batch_size": 4, "validate_every_steps": 5},
+        "optimisation": {"epochs": 12, "batch_size": 4, "validate_every_steps": 5, "patience": 0},
         "limits": {"keep_checkpoints": 1},
     }
     spec = TuneSpec.parse(settings)

@@ -55,7 +55,7 @@ def test_a_worker_that_cannot_beat_any_more_ends(home, database, monkeypatch, ca
     worker = Worker(home, lambda: database, WorkerSettings(beat_seconds=0.05, look_seconds=0.05, devices=("cpu",)))
     at_work = threading.Thread(target=worker.run)
     at_work.start()
-    at_work.join(timeout=30)
+    at_work.join(timeout=120)
     assert not at_work.is_alive() and "no sign of life" in caplog.text
 
 
@@ -71,9 +71,9 @@ def test_a_device_is_free_again_when_its_attempt_could_not_be_started(home, data
     at_work = threading.Thread(target=worker.run)
     at_work.start()
     try:
-        bench.wait(lambda: bench.job(job.id).attempts, "nobody took the job", 30)
+        bench.wait(lambda: bench.job(job.id).attempts, "nobody took the job")
         in_the_way.unlink()
-        bench.wait(lambda: list(in_the_way.glob("attempt-*.log")), "no other attempt was started", 30)
+        bench.wait(lambda: list(in_the_way.glob("attempt-*.log")), "no other attempt was started")
     finally:
         worker.stop()
         at_work.join(timeout=60)

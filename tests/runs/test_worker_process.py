@@ -20,13 +20,13 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_worker_that_cannot_be_replaced_at_once_is_replaced_later(tmp_path, monkeypatch, caplog):
     numbers = tmp_path / "numbers"
     program = tmp_path / "worker"
-    program.write_text(f"#!/bin/sh\necho $$ >> {numbers}\nexec sleep 60\n")
+    program.write_text(f"#!/bin/sh\necho $$ >> {numbers}\nexec sleep 600\n")
     program.chmod(0o700)
     monkeypatch.setattr(worker_process, "_REPLACE_SECONDS", 0.05)
     monkeypatch.setattr(sys, "executable", str(program))
 
     def wait(is_so):
-        give_up = time.monotonic() + 20
+        give_up = time.monotonic() + 120
         while not is_so():
             assert time.monotonic() < give_up, caplog.text
             time.sleep(0.02)

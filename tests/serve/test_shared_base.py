@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from serving_models import prompt, register_tuned
-from tiny_models import save_tiny_model
+from tiny_models import LONG_ANSWER_TOKENS, LONG_CONTEXT_TOKENS, save_tiny_model
 from tunesmith.errors import ModelError
 from tunesmith.models.adapters.lora import load_lora
 from tunesmith.models.load import load_base
@@ -24,7 +24,7 @@ from tunesmith.serve.pool import ModelPool
 from tunesmith.specs.generation import SamplingSpec
 
 SHORT = SamplingSpec(max_completion_tokens=8)
-ENDLESS = SamplingSpec(max_completion_tokens=900, ignore_eos=True)
+ENDLESS = SamplingSpec(max_completion_tokens=LONG_ANSWER_TOKENS, ignore_eos=True)
 TEXTS = ["Hello", "A table for two", "Book it for Friday", "What is the capital?"]
 
 
@@ -32,7 +32,7 @@ TEXTS = ["Hello", "A table for two", "Book it for Friday", "What is the capital?
 def served(tmp_path_factory):
     """A home with four versions of one base: two plain ones, one with DoRA, one with another template."""
     root = tmp_path_factory.mktemp("served")
-    base = save_tiny_model("qwen2", root / "base")
+    base = save_tiny_model("qwen2", root / "base", context_tokens=LONG_CONTEXT_TOKENS)
     home = Home(root / "home")
     more = [{}, {}, {"adapter": {"dora": True, "rank": 3}}, {"template": _shouting(base)}]
     return base, home, [register_tuned(base, home, seed=seed, **facts) for seed, facts in enumerate(more)]
