@@ -131,8 +131,8 @@ def test_f05_an_attempt_does_not_outlive_its_guard(bench, undisturbed):
     assert bench.weights(job.id) == undisturbed
 
 
-def is_frozen(processes, job, database):
-    """Suspend processes, unless one of them is writing: nobody else could write until it returns."""
+def freezes_between_writes(processes, job, database):
+    """Suspend processes, unless one of them is writing: nobody else could write until it returns. Say if it did."""
     for one in processes:
         one.suspend()
     try:
@@ -156,7 +156,7 @@ def test_f06_a_frozen_worker_that_returns_changes_nothing(bench, undisturbed, da
     if who == "worker and attempt":
         processes += processes[0].children(recursive=True)
     database = Database(database_url, busy_seconds=0.5)
-    bench.wait(lambda: is_frozen(processes, job, database), "it writes all the time")
+    bench.wait(lambda: freezes_between_writes(processes, job, database), "it writes all the time")
     database.close()
     fence = bench.job(job.id).fence
     bench.start_worker(**QUICK)
