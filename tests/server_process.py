@@ -35,7 +35,7 @@ class ServerProcess:
     def stop(self, with_signal: int = signal.SIGTERM) -> int:
         """Tell it to stop; return its exit code."""
         self.process.send_signal(with_signal)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def running_server(folder: Path, home: Path, *, prelude: str = "", **settings: o
             text=True,
             env={**os.environ, "TUNESMITH_HOME": str(home), "OMP_NUM_THREADS": "1"},
         )
-        alarm = threading.Timer(120, process.kill)
+        alarm = threading.Timer(300, process.kill)
         alarm.start()
         try:
             assert process.stdout is not None
