@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -14,6 +15,10 @@ from databases import database, database_url, postgresql_cluster  # noqa: F401
 
 # Read by huggingface_hub when it is imported; a test never waits for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# httpx gives up after five seconds, unless told otherwise, which a busy machine may need to load a model.
+_patience = httpx.get.__kwdefaults__["timeout"]  # the one object that all its functions and clients begin with
+_patience.connect = _patience.read = _patience.write = _patience.pool = 120.0
 
 # The same examples each time and no clock: whether a test passes says something about the code, not about the machine.
 # `pytest --hypothesis-profile=default` looks at new ones.

@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletion
 from job_models import add_model
 from server_process import ServerProcess, running_server
 from serving_models import register_tuned
-from tiny_models import save_tiny_model
+from tiny_models import LONG_CONTEXT_TOKENS, save_tiny_model
 from tunesmith.models.versions import ModelVersion
 from tunesmith.record.access import DEFAULT_PROJECT, Access
 from tunesmith.record.database import Database
@@ -60,7 +60,7 @@ def model_server(tmp_path_factory) -> Iterator[ModelServer]:
     other = access.create_project("other").id
     secrets = {"mine": access.create_key("mine", DEFAULT_PROJECT)[1], "theirs": access.create_key("theirs", other)[1]}
     secrets["admin"] = access.create_key("admin", DEFAULT_PROJECT, is_admin=True)[1]
-    base = save_tiny_model("smollm2", folder / "tiny")
+    base = save_tiny_model("smollm2", folder / "tiny", context_tokens=LONG_CONTEXT_TOKENS)
     by_hand = register_tuned(base, home, label="by-hand", seed=99)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNESMITH_DATABASE_URL", url)

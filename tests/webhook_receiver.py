@@ -21,7 +21,7 @@ class Receiver:
     drip_seconds: float = 0.0
     got: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
 
-    def wait(self, count: int, seconds: float = 60.0) -> None:
+    def wait(self, count: int, seconds: float = 120.0) -> None:
         """Wait until so many requests have come."""
         give_up = time.monotonic() + seconds
         while len(self.got) < count:

@@ -155,8 +155,8 @@ def test_a25_no_secret_is_kept_anywhere(locked):
         for path in ("/v1/files", f"/v1/files/{key}", f"/v1/files?after={key}"):
             headers = {"authorization": f"Bearer {key}", "Idempotency-Key": key}
             httpx.get(locked.url + path, headers=headers)
-            httpx.delete(locked.url + path, headers=headers)
-    time.sleep(1.5)
+            last = httpx.delete(locked.url + path, headers=headers)
+    entries_until(locked, last.headers["x-request-id"])
     secrets = [secret.encode() for secret in (*locked.secrets.values(), wrong, "the-servers-own-key")]
     kept = [locked.server.errors.read_bytes()]
     kept += [path.read_bytes() for path in locked.home.rglob("*") if path.is_file()]
@@ -171,10 +171,12 @@ def test_a26_guessing_ends_and_right_keys_go_on(locked):
     own = {"authorization": "Bearer the-servers-own-key"}
     with httpx.Client(base_url=locked.url) as http:
         forget_guesses(locked)
+        began = time.monotonic()
         guesses = [http.get("/v1/models", headers={"authorization": f"Bearer sk-{n:048}"}) for n in range(1000)]
         statuses = [reply.status_code for reply in guesses]
-        assert statuses[-1] == 429 and set(statuses) <= {401, 429} and statuses.count(401) <= 120
-        last = guesses[-1]
+        # Sixty at once, and one more with each second that it takes.
+        assert set(statuses) == {401, 429} and statuses.count(401) <= 61 + time.monotonic() - began
+        last = next(reply for reply in reversed(guesses) if reply.status_code == 429)
         is_envelope(last, 429, "rate_limit_exceeded")
         assert last.headers["x-should-retry"] == "false" and int(last.headers["retry-after"]) >= 1
         for right in (own, locked.header("mine")):
@@ -252,6 +254,17 @@ def forget_guesses(locked):
         time.sleep(1)
 
 
+def entries_until(locked, request_id):
+    """The audit log, by requests, once one of them is in it: entries are written a moment later."""
+    give_up = time.monotonic() + 60
+    while True:
+        entries = {entry.request_id: entry for entry in AuditLog(locked.database).read(limit=10_000)}
+        if request_id in entries:
+            return entries
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
 def key_called(locked, name):
     found = Access(locked.database).keys()
     return next(key for key in found if key.name == name)
@@ -317,10 +330,10 @@ def test_a01_a_key_that_has_expired_is_refused_at_once(locked):
     with locked.database.write() as connection:
         connection.execute(update(keys).where(keys.c.name == "short").values(expires_at=expires_at))
     time.sleep(1.1)  # what the server had read before is forgotten
-    assert ask().status_code == 200
-    time.sleep(max(0.0, expires_at - 0.5 - time.time()))
-    known = ask().status_code  # which it knows for a second; on a busy machine the time may be over by now
-    assert known == 200 or time.time() >= expires_at
+    for at in (0.0, expires_at - 0.5):
+        time.sleep(max(0.0, at - time.time()))
+        known = ask().status_code  # which it knows for a second; on a busy machine the time may be over by now
+        assert known == 200 or time.time() >= expires_at
     time.sleep(max(0.0, expires_at - time.time()))
     for _ in range(2):
         assert "expired" in is_envelope(ask(), 401, "invalid_api_key")["message"]
@@ -331,16 +344,19 @@ def test_changes_and_refusals_are_in_the_audit_log(locked):
     made = client.files.with_raw_response.create(file=("rows.jsonl", TEN_LINES), purpose="fine-tune")
     gone = client.files.with_raw_response.delete(made.parse().id)
     client.files.list()
-    time.sleep(1.5)
-    entries = {entry.request_id: entry for entry in AuditLog(locked.database).read(limit=10_000)}
+    refused = httpx.delete(f"{locked.url}/v1/files/{made.parse().id}")
+    entries = entries_until(locked, refused.headers["x-request-id"])
     created, deleted = entries[made.headers["x-request-id"]], entries[gone.headers["x-request-id"]]
     assert (created.method, created.route, created.status) == ("POST", "/v1/files", 200)
     assert (deleted.method, deleted.target, deleted.project_id) == ("DELETE", made.parse().id, DEFAULT_PROJECT)
     assert created.key_id == deleted.key_id and created.key_id.startswith("key_")
-    assert 401 in {entry.status for entry in entries.values()}
+    assert entries[refused.headers["x-request-id"]].status == 401
     assert {entry.method for entry in entries.values() if entry.status == 200} <= {"POST", "DELETE"}
-    used = key_called(locked, "mine")
-    assert used.last_used_at is not None and abs(used.last_used_at - time.time()) < 120
+    give_up = time.monotonic() + 60  # written behind the entries
+    while (used := key_called(locked, "mine")).last_used_at is None:
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+    assert abs(used.last_used_at - time.time()) < 600
 
 
 def test_a_stop_in_order_loses_no_entry(tmp_path, monkeypatch):

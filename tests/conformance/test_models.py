@@ -76,8 +76,9 @@ def test_a_model_that_a_waiting_job_starts_from_stays(model_server):
 def test_deletion_lets_an_answer_finish(model_server):
     mine = model_server.client("mine")
     version = model_server.add_model(seed=5)
+    # Long enough that the model goes in the middle of it.
     stream = mine.chat.completions.create(
-        model=version.name, messages=HELLO, max_tokens=600, stream=True, extra_body={"ignore_eos": True}
+        model=version.name, messages=HELLO, max_tokens=2_000, stream=True, extra_body={"ignore_eos": True}
     )
     chunks = iter(stream)
     next(chunks)

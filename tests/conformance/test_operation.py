@@ -79,7 +79,15 @@ def test_metrics_count_requests_by_route_and_status(platform_server, client):
     for path in ("/v1/nothing", "/nothing/else", "/x" * 50):
         httpx.get(url + path)
     httpx.request("BREW", f"{url}/v1/files")
-    after = metrics_of(url)
+    # The loop's lag is measured now and then, and who has an answer may still be counted among those who wait.
+    give_up = time.monotonic() + 60
+    while True:
+        after = metrics_of(url)
+        is_idle = value(after, "tunesmith_requests_in_flight") == 1
+        if is_idle and value(after, "tunesmith_event_loop_lag_seconds_count") > 0:
+            break
+        assert time.monotonic() < give_up, after
+        time.sleep(0.05)
 
     def grown(name, **labels):
         return value(after, name, **labels) - value(before, name, **labels)
@@ -91,8 +99,6 @@ def test_metrics_count_requests_by_route_and_status(platform_server, client):
     assert grown("tunesmith_request_seconds_count", route="/v1/files") >= 3
     assert value(after, "tunesmith_record_up") == 1
     assert grown("tunesmith_jobs", state="validating_files") == 1
-    assert value(after, "tunesmith_event_loop_lag_seconds_count") > 0
-    assert value(after, "tunesmith_requests_in_flight") == 1
     assert value(after, "process_resident_memory_bytes") > 0
     assert {"tunesmith_loaded_models", "tunesmith_answers_unfinished", "tunesmith_workers"} <= {n for n, _ in after}
     client.fine_tuning.jobs.cancel(job.id)
@@ -133,7 +139,7 @@ def test_a_job_that_ends_is_told_to_its_webhook_and_once_more_if_the_endpoint_fa
     assert (
         len({event.id for event in events}) == 1 and len({headers["webhook-id"] for _, headers, _ in receiver.got}) == 1
     )
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + 60
     while Webhooks(database).counts()[webhook.id] != {"delivered": 1}:
         assert time.monotonic() < give_up
         time.sleep(0.05)
@@ -149,7 +155,7 @@ class CommandLine:
 
     def __call__(self, *arguments, code=0):
         command = [sys.executable, "-m", "tunesmith", *arguments, "--json"]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout)
 
@@ -207,7 +213,7 @@ def logging_server(home, folder, log):
         yield next(one[0] for one in found if one)
     finally:
         server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
+        assert server.wait(120) == 0
         server.stdout.close()
 
 

@@ -112,8 +112,8 @@ def test_item_64_what_is_not_stored_is_not_there(client):
 
 def wait_until_idle(server):
     """Wait until nobody is answered any more, but the one who asks."""
-    until = time.monotonic() + 30
-    while "tunesmith_requests_in_flight 1.0" not in httpx.get(f"{server.url}/metrics").text:
+    until = time.monotonic() + 60
+    while server.figure("tunesmith_requests_in_flight") != 1:
         assert time.monotonic() < until
         time.sleep(0.05)
 
@@ -190,7 +190,7 @@ def test_a_slow_record_keeps_nobody_waiting_who_stores_nothing(client, stored_se
         began = time.monotonic()
         for _ in range(3):
             ask(client, store=False, max_tokens=2)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 12  # less than those who store something are kept waiting
         # Nobody was told that an answer is stored before it was.
         assert not stored
     for one in asking:

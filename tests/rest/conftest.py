@@ -55,8 +55,8 @@ def client(server):
 
 
 @pytest.fixture(scope="session")
-def keyed_server(tmp_path_factory):
-    """A server with a model that calls tools, and keys of two projects."""
+def keyed_server(slow, tmp_path_factory):
+    """A server with a model that calls tools and a slow one, and keys of two projects."""
     folder = tmp_path_factory.mktemp("responses")
     home = folder / "home"
     home.mkdir()
@@ -68,5 +68,5 @@ def keyed_server(tmp_path_factory):
     keys = {"mine": access.create_key("mine", DEFAULT_PROJECT)[1], "theirs": access.create_key("theirs", other)[1]}
     database.close()
     model = save_tiny_model("qwen2", folder / CALLER)
-    with running_server(folder, home, models=[str(model)], dtype="float32") as running:
+    with running_server(folder, home, models=[str(model), str(slow)], dtype="float32") as running:
         yield running, keys

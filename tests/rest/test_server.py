@@ -167,9 +167,10 @@ def test_other_sites_cannot_use_a_server_without_a_key(server, host, origin, sta
     assert raw_status(server.url, Host=host, **more) == status
 
 
-def test_a_key_opens_every_door_and_nothing_else_does(tuned, tmp_path):
+def test_a_key_opens_every_door_and_nothing_else_does(tuned, slow, tmp_path):
     base, home, _ = tuned
-    with running_server(tmp_path, home.root, models=[str(base)], api_keys=["one", "two"]) as server:
+    settings = {"models": [str(base), str(slow)], "dtype": "float32", "shutdown_seconds": 100}
+    with running_server(tmp_path, home.root, api_keys=["one", "two"], **settings) as server:
         for path in ("/v1/models", "/v1/models/tiny", CHAT, "/openapi.json", "/nowhere", "/healthz/x"):
             for headers in (
                 {},
@@ -184,16 +185,17 @@ def test_a_key_opens_every_door_and_nothing_else_does(tuned, tmp_path):
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="three").models.list()
         for key in ("one", "two"):
             client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=key)
-            assert [model.id for model in client.models.list()] == ["tiny"]
+            assert [model.id for model in client.models.list()] == ["tiny", "slow"]
         assert raw_status(server.url, Host="my.own.name", Authorization="Bearer one") == 200
 
         # Told to stop, it finishes what it has begun.
-        with client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=600, stream=True) as stream:
+        asked = {"model": "slow", "messages": HELLO, "temperature": 0, "max_tokens": 900}
+        with client.chat.completions.create(**asked, stream=True) as stream:
             next(stream)
             stopped = threading.Thread(target=server.stop, args=(signal.SIGINT,))
             stopped.start()
             *_, last = stream
-            assert last.choices[0].finish_reason
+            assert last.choices[0].finish_reason == "length"
         stopped.join()
         assert server.process.returncode == 0
         assert server.errors.read_text() == ""

@@ -35,7 +35,7 @@ def test_who_waits_for_the_record_keeps_no_thread_from_others(database_url, tmp_
             assert not any(one.done() for one in waiting)
             time.sleep(2.0)
         assert {one.result().status_code for one in waiting} == {404}
-        assert seconds < 2.0
+        assert seconds < 8.0  # less than those who wait for the record are kept waiting
 
 
 def test_looks_at_a_record_that_hangs_take_no_threads_from_others(home, monkeypatch):
@@ -53,7 +53,7 @@ def test_looks_at_a_record_that_hangs_take_no_threads_from_others(home, monkeypa
                 readiness = operation.Readiness(database, Store(home.root / "files"), threads)
                 for _ in range(6):
                     assert "database" in await readiness.look()
-                async with asyncio.timeout(2):
+                async with asyncio.timeout(20):
                     return await asyncio.to_thread(lambda: "others go on")
             finally:
                 ends.set()
