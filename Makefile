@@ -86,6 +86,7 @@ bench-training: .venv/.installed-dev  ## measure training against its peers, whi
 	$(BIN)/python bench/training.py $(ARGS)
 	$(BIN)/python bench/anatomy.py
 	$(BIN)/python bench/exactness.py
+	$(BIN)/python bench/weight_copies.py
 	$(BIN)/python bench/plan.py
 
 .PHONY: bench-generate

@@ -21,8 +21,9 @@ from tunesmith.train.settings import numbers
 #: Share of the measured matrix rate that the loop reaches, with the kernels in C and without (measured on rows of 50 to
 #: 400 tokens).
 _EFFICIENCY_WITH_KERNELS, _EFFICIENCY_WITHOUT = 0.68, 0.55
-#: Share of that where the kernels have no copies of the weights to multiply with (a model of 1 billion weights).
-_WITHOUT_COPIES = 0.9
+#: Share of that where the kernels have no copies of the weights to multiply with (`bench/weight_copies.py`, half a
+#: billion weights and more).
+_WITHOUT_COPIES = 0.8
 
 
 @dataclass(frozen=True, slots=True)
