@@ -158,6 +158,17 @@ def test_a_large_model_does_without_copies_before_it_computes_layers_twice():
     assert without.passes == Passes(without.tokens_per_pass)
 
 
+def test_large_models_come_closer_to_the_rate_of_matrix_products():
+    shares = []
+    for width in (512, 1024, 2048, 4096):
+        linears = tuple(LinearSize(f"layers.{layer}.up_proj", width, 4 * width) for layer in range(LAYERS))
+        costs = Costs(replace(model_size(), linears=linears, hidden=width), resolved(), CPU)
+        shares.append(costs.matrix_share(costs.first_passes()))
+        assert costs.matrix_share(Passes(2048)) <= shares[-1]
+    assert 0 < shares[0] < shares[1] < shares[2] < shares[3] < 1
+    assert Costs(model_size(), resolved(), torch.device("cuda")).matrix_share(Passes(2048)) < 1
+
+
 def test_only_chosen_layers_are_trained():
     costs = Costs(model_size(), resolved(adapter={"rank": 4, "target_modules": ["q_proj"]}), CPU)
     assert costs.trained_parameters == LAYERS * 4 * (512 + 512)

@@ -34,6 +34,13 @@ _SCORE_COPIES = 3
 #: Bytes of a target's logits and their gradient for each entry of the vocabulary (number format and float32).
 _LOGIT_BYTES = 6
 _DEFAULT_LOGITS_BYTES = {"cpu": 48 << 20, "cuda": 1536 << 20}
+#: What isn't a matrix product takes time by the layers' width alone, so its part falls as models grow: so many times
+#: layers x width / weights of the linear layers, of the products' time. With the kernels in C and without, measured on
+#: CPUs (`bench/plan.py`, and growing models in `bench/training.py`). On GPUs a fixed share is assumed (not measured).
+_BESIDE_PRODUCTS = {"kernels": 2500, "cpu": 5000}
+_SHARE_ON_GPU = 0.55
+#: Share of that rate where the kernels have no copies of the weights to multiply with (`bench/weight_copies.py`).
+_SHARE_WITHOUT_COPIES = 0.8
 #: How fast optimisers pass over weights, gradients and running means, in bytes a second.
 _OPTIMISER_RATE = {"cpu": 6e9, "cuda": 1.5e12}
 
@@ -161,6 +168,14 @@ class Costs:
         of_outputs, of_width = _KEPT_WITH_KERNELS if self._takes_kernels else _KEPT_WITHOUT
         return (of_outputs * outputs + of_width * self.size.hidden) * self.dtype.itemsize
 
+    def matrix_share(self, passes: Passes) -> float:
+        """Return the share of the rate of matrix products that passes should reach."""
+        if self.device.type != "cpu":
+            return _SHARE_ON_GPU
+        k = _BESIDE_PRODUCTS["kernels" if self.has_native_kernels else "cpu"]
+        share = 1 / (1 + k * self._layers * self.size.hidden / max(1, self._active_parameters))
+        return share if passes.copied_weights or not self.copied_bytes else share * _SHARE_WITHOUT_COPIES
+
     def operations(self, load: Load, passes: Passes) -> float:
         """Return the floating-point operations of a pass forward and backward."""
         forward = self.forward_operations(load)
@@ -172,8 +187,7 @@ class Costs:
 
     def forward_operations(self, load: Load) -> float:
         """Return the floating-point operations of a pass forward."""
-        active = self.size.linear_parameters + self.size.active_expert_parameters
-        linear = 2 * active * load.tokens
+        linear = 2 * self._active_parameters * load.tokens
         head = 2 * self.size.vocabulary * self.size.hidden * load.learnt
         return linear + head + self._attention_operations(load)
 
@@ -181,6 +195,11 @@ class Costs:
         """Return about how long the optimiser takes for a step."""
         rate = _OPTIMISER_RATE.get(self.device.type, _OPTIMISER_RATE["cpu"])
         return 2 * (self._own_bytes + self.optimiser_bytes) / rate
+
+    @property
+    def _active_parameters(self) -> int:
+        """Weights of linear layers that one token goes through."""
+        return self.size.linear_parameters + self.size.active_expert_parameters
 
     def _attention_operations(self, load: Load) -> float:
         """Two products of queries, keys and values; blocks compute about the whole square."""

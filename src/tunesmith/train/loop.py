@@ -172,6 +172,7 @@ class Loop:
         self._stepper.use(costs.first_passes())
         if planner.memory(self._stepper.passes).total <= _COMFORTABLE_SHARE * limit_bytes:
             self._to_measure = planner, peak
+            self._stepper.prepare()
             return
         model = self._model.model
         model.train()

@@ -18,13 +18,6 @@ from tunesmith.train.planner import Planner
 from tunesmith.train.rehearsal import Rehearsal
 from tunesmith.train.settings import numbers
 
-#: Share of the measured matrix rate that the loop reaches, with the kernels in C and without (measured on rows of 50 to
-#: 400 tokens).
-_EFFICIENCY_WITH_KERNELS, _EFFICIENCY_WITHOUT = 0.68, 0.55
-#: Share of that where the kernels have no copies of the weights to multiply with (`bench/weight_copies.py`, half a
-#: billion weights and more).
-_WITHOUT_COPIES = 0.8
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -95,9 +88,7 @@ def make_plan(spec: TuneSpec, size: ModelSize, data: TrainingData, device: torch
     planner = Planner(costs, data.learnt, data.validation, schedule, every)
     passes = planner.fitting(costs.first_passes(), memory_limit_bytes(spec.limits.memory_bytes, device))
     memory = planner.memory(passes)
-    efficiency = _EFFICIENCY_WITH_KERNELS if costs.has_native_kernels else _EFFICIENCY_WITHOUT
-    if costs.copied_bytes and not passes.copied_weights:
-        efficiency *= _WITHOUT_COPIES
+    rate = costs.matrix_share(passes) * _matrix_rate(size, costs.dtype, device)
     return Plan(
         base=spec.base,
         method=spec.method.kind,
@@ -120,7 +111,7 @@ def make_plan(spec: TuneSpec, size: ModelSize, data: TrainingData, device: torch
         copied_weights=passes.copied_weights,
         memory_bytes=memory.total,
         memory_parts=asdict(memory),
-        seconds=planner.seconds(passes, efficiency * _matrix_rate(size, costs.dtype, device)),
+        seconds=planner.seconds(passes, rate),
     )
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from tunesmith.specs.tune import LearningSpec
 from tunesmith.train.memory import PeakMemory, is_out_of_memory
 from tunesmith.train.packing import microbatches
 
+_Result = TypeVar("_Result")
 #: A sequence's loss and its hits, each summed over its learnt tokens.
 _Sums = tuple[float, float]
 #: Told the old way, the new way and what the failure said, each time that passes shrink.
@@ -89,6 +91,10 @@ class Stepper:
         """Return the next way that needs less memory, or None."""
         return self._passes.lower(self.layers, self.device.type)
 
+    def prepare(self) -> None:
+        """Make copies of weights now, if they are wanted, so that no step takes the time."""
+        self._replanning(lambda: None, "the beginning")
+
     def gradients(self, sequences: Sequence[Rendered], where: str) -> Computed:
         """Leave the gradient of the sequences' mean loss in the parameters, which must have none yet.
 
@@ -138,10 +144,10 @@ class Stepper:
         self._clear(began_with)
         return seconds if failure is None else None
 
-    def _replanning(self, compute: Callable[[], Computed], where: str) -> Computed:
+    def _replanning(self, compute: Callable[[], _Result], where: str) -> _Result:
         """Compute; when memory runs out, begin again from the same random state with smaller passes."""
         began_with = random_state(self.device)
-        results: list[Computed] = []
+        results: list[_Result] = []
         while (failure := self._out_of_memory(lambda: results.append(compute()))) is not None:
             self._clear(began_with)
             lower = self.lower()
