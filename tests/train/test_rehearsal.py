@@ -160,6 +160,9 @@ def test_copies_of_weights_come_and_go_with_the_passes(tmp_path, tiny):
     assert all(one.panels is None for one in layers)
     assert loop._stepper.gradients(rows, "step 1").loss == losses[0]
     assert all(one.panels is not None for one in layers)
+    loop._stepper.forget_gradients()
+    assert loop.run().state.passes == first
+    assert all(one.panels is None for one in layers)  # the proof has their memory
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,7 @@ class Loop:
                 self._save()
                 break
         model.eval()
+        self._stepper.rest()
         give_freed_memory_back()
         return Outcome(self._state, len(self._schedule), self._last_loss(), interrupted, stopped_early)
 

@@ -25,9 +25,8 @@ class Plan:
 
     `tokens` counts one pass over the training rows; `learning_rate` is `find` where the run looks for it first;
     `tokens_per_pass`, `recomputed_layers` and `copied_weights` say how steps are computed, so that they fit (see
-    `Passes`);
-    `memory_bytes` is the expected peak of the process, `memory_parts` what it consists of; `seconds` the expected time
-    of training, validation included.
+    `Passes`); `memory_bytes` is the expected peak of the process, `memory_parts` what it consists of; `seconds` the
+    expected time of training, validation included.
     """
 
     base: str

@@ -95,6 +95,10 @@ class Stepper:
         """Make copies of weights now, if they are wanted, so that no step takes the time."""
         self._replanning(lambda: None, "the beginning")
 
+    def rest(self) -> None:
+        """Drop copies of weights until the next computation: others may need the memory."""
+        self._model = self._model.with_copied_weights(False)
+
     def gradients(self, sequences: Sequence[Rendered], where: str) -> Computed:
         """Leave the gradient of the sequences' mean loss in the parameters, which must have none yet.
 
