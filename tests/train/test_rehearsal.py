@@ -1,6 +1,7 @@
 """The plan meets the machine: the longest step is tried out, passes shrink until they fit, and nothing else changes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tunesmith.learn.step import TreeModel
 from tunesmith.models.adapters.lora_layer import LoraLinear
 from tunesmith.native.calls import kernels
 from tunesmith.train import loop as loop_module
-from tunesmith.train.memory import PeakMemory, is_out_of_memory, room_bytes
+from tunesmith.train.memory import PeakMemory, give_freed_memory_back, is_out_of_memory, keep_freed_memory, room_bytes
 from tunesmith.train.stepping import Stepper
 
 CPU = torch.device("cpu")
@@ -186,15 +187,19 @@ def test_an_allocation_that_is_too_large_is_known():
 
 def test_the_peak_is_of_the_stretch():
     """200 MB are seen while they are held, in their stretch and in the highest of all, and not in the next."""
+    keep_freed_memory()  # as training does: what is free goes back only when that is asked for
     peak = PeakMemory(CPU)
     peak.restart()
     before = peak.bytes()
     block = torch.ones(50_000_000)
     assert peak.bytes() - before > 150e6
     del block
+    give_freed_memory_back()
     peak.restart()
     assert peak.highest() - before > 150e6
-    if peak.bytes() == peak.highest():
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
         pytest.skip("this system keeps no mark of its own for a stretch")
     assert peak.bytes() - before < 100e6
 
