@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def passes(self) -> Passes:
-        """How steps are computed."""
+        """How steps are computed, but for the loss's chunk: where memory is that short, it is found anew."""
         return Passes(self.tokens_per_pass, self.recomputed_layers, copied_weights=self.copied_weights)
 
     def to_json(self) -> dict[str, Any]:
